@@ -1,0 +1,86 @@
+"""Typed configuration: YAML files parsed into pydantic models that refuse what they do not know."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from osdface.errors import UsageError
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        for key in data if isinstance(data, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                known = f"did you mean '{near[0]}'?" if near else "known keys: " + ", ".join(cls.model_fields)
+                raise ValueError(f"unknown key '{key}'; {known}")
+        return data
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(model: type[Model], path: Path, overrides: Iterable[str] = (), **values: Any) -> Model:
+    """Read `path`, lay `values` and then `overrides` ("a.b=c", the value in YAML) over it, and validate.
+
+    Raises UsageError naming the file, the field and what is wrong with it.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read this configuration ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a configuration is a mapping of keys to values")
+    data |= {key: value for key, value in values.items() if value is not None}
+    for override in overrides:
+        _lay_over(data, override)
+    return parse(model, data, str(path))
+
+
+def parse(model: type[Model], data: dict[str, Any], name: str) -> Model:
+    """Validate `data`; `name` (a file or option) begins the message of the UsageError raised on a fault."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name}: {field + ': ' if field else ''}{message}") from None
+
+
+def _lay_over(data: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UsageError(f"--set {override}: write it as key=value, for example --set seed=1")
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override}: '{parent}' holds a value, not keys")
+        data[parent] = data = dict(inner)
+    data[last] = yaml.safe_load(text)
+
+
+def resolved(config: BaseModel) -> dict[str, Any]:
+    """The whole configuration, defaults filled in, as plain JSON types: what is stored beside every result."""
+    return config.model_dump(mode="json")
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
