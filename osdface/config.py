@@ -68,10 +68,9 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override}: write it as key=value, for example --set seed=1")
     *parents, last = dotted.split(".")
     for parent in parents:
-        inner = data.setdefault(parent, {})
-        if not isinstance(inner, dict):
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
             raise UsageError(f"--set {override}: '{parent}' holds a value, not keys")
-        data[parent] = data = dict(inner)
     data[last] = yaml.safe_load(text)
 
 
