@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,3 +84,8 @@ def digest(value: Any) -> str:
     """sha256 (hex) of the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def home() -> Path:
+    """Where one machine keeps its state: $OSDFACE_HOME, or ./.osdface."""
+    return Path(os.environ.get("OSDFACE_HOME") or ".osdface").absolute()
