@@ -1,0 +1,102 @@
+"""The pretrained latent diffusion model a generator starts from: VAE, UNet and noise schedule.
+
+On disk it is an ordinary diffusers folder (`unet/`, `vae/`, `scheduler/`): SD 2.1-base as published, or the small one
+that `osdface train base` makes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from osdface.config import digest
+from osdface.errors import UserError
+from osdface.presets import Preset
+
+PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+
+class Base(NamedTuple):
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+
+def new_base(preset: Preset) -> Base:
+    """The preset's architecture with fresh weights (on torch's default device; `meta` builds it without memory)."""
+    return Base(AutoencoderKL(**preset.vae), UNet2DConditionModel(**preset.unet), DDIMScheduler(**preset.scheduler))
+
+
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Base:
+    """Read a diffusers folder; its own config.json files decide the architecture. Safetensors only.
+
+    Raises UserError naming the part that is missing or cannot be read.
+    """
+    check_base(folder)
+    try:
+        parts = [
+            PARTS[part].from_pretrained(
+                folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+            for part in ("vae", "unet")
+        ]
+        return Base(*parts, DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be read as a base model: {str(error).splitlines()[0]}") from error
+
+
+def check_base(folder: Path) -> None:
+    """Raise UserError unless `folder` has the parts of a base model."""
+    missing = [name for name in ("unet/config.json", "vae/config.json", "scheduler") if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"{folder}: not a base model: {', '.join(missing)} missing; give a diffusers folder "
+            "(SD 2.1-base, or one made by `osdface train base`)"
+        )
+
+
+def save_base(base: Base, folder: Path) -> None:
+    """Write a diffusers folder aside, then rename it into place (an older one there is replaced)."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    base.unet.save_pretrained(aside / "unet")
+    base.vae.save_pretrained(aside / "vae")
+    base.scheduler.save_pretrained(aside / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (aside / "model_index.json").write_text(json.dumps(index, indent=2))
+    replace_folder(aside, folder)
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Rename a finished folder into place; a reader sees the old one, none, or the new one, never a part."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside.rename(folder)
+
+
+def sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def base_digest(folder: Path) -> str:
+    """sha256 over the names and contents of the configurations and weights of a base folder."""
+    check_base(folder)
+    files = [path for part in ("unet", "vae", "scheduler") for path in sorted((folder / part).iterdir())]
+    kept = [path for path in files if path.suffix in (".json", ".safetensors")]
+    return digest({str(path.relative_to(folder)): sha256(path) for path in kept})

@@ -1,0 +1,152 @@
+"""A restorer on disk: what training writes, the registry stores and the endpoint loads.
+
+BUNDLE/
+  config.json                        preset, base, provenance, and the sha256 of every other file; written last
+  pytorch_lora_weights.safetensors   diffusers' LoRA format: loads in any diffusers pipeline
+  vre.safetensors                    LQ encoder and dictionary
+  prompt_adapter.safetensors         code vectors -> UNet prompt
+  base/                              the base model, where it is small enough to travel
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from osdface.base import base_digest, load_base, replace_folder, sha256
+from osdface.config import Strict
+from osdface.errors import UserError
+from osdface.generator import OneStepGenerator
+from osdface.presets import preset
+from osdface.vre import VisualEmbedder
+
+FORMAT_VERSION = 1
+LORA, VRE, ADAPTER = "pytorch_lora_weights.safetensors", "vre.safetensors", "prompt_adapter.safetensors"
+EMBED_BASE_BELOW = 64 * 2**20  # bytes
+
+
+class BaseReference(Strict):
+    """Where the base model is (`base` = inside the bundle) and its digest."""
+
+    path: str
+    sha256: str
+
+
+class Provenance(Strict):
+    """What made the weights: MLflow run ids by stage, the pair dataset's digest, the code's git revision."""
+
+    runs: dict[str, str] = {}
+    dataset_digest: str | None = None
+    git_revision: str | None = None
+
+
+class BundleConfig(Strict):
+    """config.json of a bundle."""
+
+    format_version: int = FORMAT_VERSION
+    preset: str
+    seed: int
+    base: BaseReference
+    provenance: Provenance = Provenance()
+    files: dict[str, str] = {}
+
+
+def save(
+    generator: OneStepGenerator, folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
+) -> BundleConfig:
+    """Write a bundle aside and rename it to `folder`; `base` is the folder that the generator started from."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    StableDiffusionLoraLoaderMixin.save_lora_weights(aside, lora_tensors(generator))
+    save_file(_contiguous(generator.embedder), aside / VRE)
+    save_file(_contiguous(generator.adapter), aside / ADAPTER)
+    small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
+    if small:
+        shutil.copytree(base, aside / "base")
+    files = {str(path.relative_to(aside)): sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+    reference = BaseReference(path="base" if small else str(base.absolute()), sha256=base_digest(base))
+    config = BundleConfig(preset=preset, seed=seed, base=reference, provenance=provenance, files=files)
+    (aside / "config.json").write_text(config.model_dump_json(indent=2))
+    replace_folder(aside, folder)
+    return config
+
+
+def lora_tensors(generator: OneStepGenerator) -> dict:
+    """The UNet's LoRA tensors under diffusers' names."""
+    return convert_state_dict_to_diffusers(get_peft_model_state_dict(generator.unet))
+
+
+def _contiguous(module) -> dict:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """config.json of a bundle. Raises UserError if there is none, or it is of another format version."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a model bundle (no config.json); give a folder made by `osdface train osd`")
+    try:
+        data = json.loads(path.read_text())
+        if data.get("format_version") != FORMAT_VERSION:
+            version = data.get("format_version")
+            raise UserError(f"{path}: bundle format {version}; this program reads format {FORMAT_VERSION}")
+        return BundleConfig.model_validate(data)
+    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        raise UserError(f"{path}: not a bundle's configuration ({str(error).splitlines()[0]})") from None
+
+
+def verify(folder: Path) -> BundleConfig:
+    """Check every file of a bundle against its sha256. Raises UserError naming the first that is missing or differs."""
+    config = read_config(folder)
+    if missing := {LORA, VRE, ADAPTER} - set(config.files):
+        raise UserError(f"{folder}: config.json lists no {', '.join(sorted(missing))}; the bundle is incomplete")
+    for name, expected in config.files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the bundle; fetch or export it again")
+        if sha256(path) != expected:
+            raise UserError(f"{path}: differs from what the bundle's config.json lists; fetch or export it again")
+    return config
+
+
+def digest(folder: Path) -> str:
+    """The bundle's digest: sha256 of config.json, which lists the sha256 of all its files."""
+    read_config(folder)
+    return sha256(Path(folder) / "config.json")
+
+
+def base_folder(folder: Path, config: BundleConfig) -> Path:
+    """The base model of a bundle. Raises UserError if it lies outside the bundle and is gone."""
+    inside = config.base.path == "base"
+    path = Path(folder) / "base" if inside else Path(config.base.path)
+    if not path.is_dir():
+        raise UserError(f"{folder}: its base model (sha256 {config.base.sha256}) is not at {path}; put it back there")
+    return path
+
+
+def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[BundleConfig, OneStepGenerator]:
+    """Read a bundle; with `trained=False`, the same generator as it was before its first training step.
+
+    Raises UserError for a missing or changed file (`check=False` skips the digests), or a base of another digest.
+    """
+    folder = Path(folder)
+    config = verify(folder) if check else read_config(folder)
+    base = base_folder(folder, config)
+    if check and base_digest(base) != config.base.sha256:
+        raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
+    shape = preset(config.preset)
+    embedder = VisualEmbedder(shape.vre)
+    embedder.load_state_dict(load_file(folder / VRE))
+    generator = OneStepGenerator.from_parts(shape, load_base(base), embedder, config.seed)
+    if trained:
+        generator.adapter.load_state_dict(load_file(folder / ADAPTER))
+        generator.unet.delete_adapters("default")
+        generator.unet.load_lora_adapter(load_file(folder / LORA), prefix="unet", adapter_name="default")
+    return config, generator.eval().requires_grad_(False)

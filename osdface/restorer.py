@@ -1,0 +1,158 @@
+"""Picture in, picture out: one aligned face, a whole picture, or every face found in a photograph."""
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from osdface import bundle, faces
+from osdface.errors import UserError
+from osdface.generator import LatentChoice, OneStepGenerator
+from osdface.presets import preset
+
+FaceMode = Literal["auto", "whole", "aligned"]
+
+
+class RestoredFace(NamedTuple):
+    """box: (left, top, right, bottom) in pixels of the photograph; crop: the restored face (size, size, 3) uint8."""
+
+    box: tuple[int, int, int, int]
+    score: float
+    crop: np.ndarray
+
+
+class Result(NamedTuple):
+    """image: uint8 RGB of the input's size; faces: those restored, left to right."""
+
+    image: np.ndarray
+    faces: list[RestoredFace]
+
+
+def resolve(ref: str | Path) -> Path:
+    """The bundle folder that a model reference names: a folder, or what an `osdface.resolvers` entry point knows.
+
+    Raises UserError saying what was looked for.
+    """
+    if Path(ref).is_dir():
+        return Path(ref)
+    for entry in entry_points(group="osdface.resolvers"):
+        try:
+            found = entry.load()(str(ref))
+        except ModuleNotFoundError:
+            continue  # this resolver's extra is not installed
+        if found is not None:
+            return Path(found)
+    raise UserError(
+        f"model '{ref}' not found: give a bundle folder, models:/NAME/VERSION, models:/NAME@ALIAS or an alias "
+        "(registry references need `pip install osdface[train]`)"
+    )
+
+
+class Restorer:
+    """The one-step restorer of a bundle, LoRA merged, ready to run."""
+
+    def __init__(self, generator: OneStepGenerator, size: int, latent: LatentChoice = "mode", batch: int = 16):
+        self.generator = generator
+        self.size = size
+        self.latent: LatentChoice = latent
+        self.batch = batch
+        self.config: bundle.BundleConfig | None = None
+        self.path: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        ref: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        latent: LatentChoice = "mode",
+        trained: bool = True,
+        verify: bool = True,
+    ) -> "Restorer":
+        """Load a bundle by reference; `trained=False` gives its generator as it was before training."""
+        path = resolve(ref)
+        config, generator = bundle.load(path, trained=trained, check=verify)
+        generator.unet.fuse_lora()
+        generator.unet.unload_lora()
+        restorer = cls(generator.to(device, getattr(torch, dtype)), preset(config.preset).size, latent)
+        restorer.config, restorer.path = config, path
+        return restorer
+
+    @torch.inference_mode()
+    def codes(self, images: Tensor) -> Tensor:
+        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d)."""
+        return self.generator.embedder(self._inputs(images))
+
+    @torch.inference_mode()
+    def restore(self, images: Tensor) -> Tensor:
+        """One network pass: (B, 3, H, W) in [0, 1] -> [0, 1] on the CPU.
+
+        Square pictures come back at `self.size`, as published (bilinear, aligned corners); others at their own size,
+        padded inside to what the network needs.
+        """
+        height, width = images.shape[-2:]
+        if height == width:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=True)
+            height = width = self.size
+        step = self._multiple()
+        images = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
+        restored = self.generator(self._inputs(images), self.latent).image[..., :height, :width]
+        return (restored.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+    def __call__(self, images: Sequence[np.ndarray], mode: FaceMode = "auto") -> list[Result]:
+        """Restore uint8 RGB pictures (H, W, 3), the faces of all of them in common batches.
+
+        mode "aligned": each is one aligned face; "whole": each goes through the network as it is; "auto": aligned
+        faces as such, in photographs every face found is restored and pasted back, the rest stays untouched.
+        """
+        if mode == "whole":
+            return [Result(_to_uint8(self.restore(_to_tensor(image)[None]))[0], []) for image in images]
+        found = [self._crops(image, mode) for image in images]
+        restored = iter(self._restore_crops([crop for crops in found for _, crop, _ in crops]))
+        results = []
+        for image, crops in zip(images, found, strict=True):
+            results.append(self._paste(image, [(*known, next(restored)) for known in crops]))
+        return results
+
+    def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
+        """(face, crop, matrix) for every face to restore in a picture."""
+        if mode == "aligned":
+            return [faces.whole(image, self.size)]
+        return [(face, *faces.align(image, face, self.size)) for face in faces.DlibFrontal().detect(image)]
+
+    def _restore_crops(self, crops: list[np.ndarray]) -> list[np.ndarray]:
+        restored: list[np.ndarray] = []
+        for start in range(0, len(crops), self.batch):
+            tensors = [_to_tensor(crop) for crop in crops[start : start + self.batch]]
+            restored += list(_to_uint8(self.restore(torch.stack(tensors))))
+        return restored
+
+    def _paste(self, image: np.ndarray, restored: list) -> Result:
+        found = []
+        for face, _, matrix, crop in restored:
+            image = faces.paste(image, crop, matrix)
+            found.append(RestoredFace(face.box, face.score, crop))
+        return Result(image, found)
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        parameter = next(self.generator.parameters())
+        return (images * 2 - 1).to(parameter)
+
+    def _multiple(self) -> int:
+        """Pixels that height and width must be a multiple of: VAE's and UNet's downsamplings together."""
+        vae_levels = len(self.generator.vae.config.block_out_channels)
+        unet_levels = len(self.generator.unet.config.block_out_channels)
+        return 2 ** (vae_levels - 1 + unet_levels - 1)
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+def _to_uint8(images: Tensor) -> np.ndarray:
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
