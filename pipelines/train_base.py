@@ -1,0 +1,95 @@
+"""A small latent diffusion prior from pictures: it stands in for SD 2.1-base where that isn't there.
+
+Two phases: a VAE on the HQ pictures, then a UNet that predicts noise on their latents (section 3.1, forward phase).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from osdface import presets
+from osdface.base import new_base, save_base
+from osdface.diffusion import forward_diffusion
+from pipelines.pairs import PairDataset
+from pipelines.report import sheet_of_tensors
+from pipelines.training import Duration, Metrics, Optimizer, Phase, Step, TrainConfig
+
+
+class BaseConfig(TrainConfig):
+    """Configuration of `osdface train base`."""
+
+    vae: Duration
+    unet: Duration
+    vae_optimizer: Optimizer
+    unet_optimizer: Optimizer
+    kl: float = 1e-6  # weight of the KL term, as latent diffusion's autoencoders have it
+
+
+class BaseStage:
+    """VAE, then UNet."""
+
+    def __init__(self, config: BaseConfig, device: torch.device, runs: dict[str, str]):
+        self.config = config
+        preset = presets.preset(config.preset)
+        torch.manual_seed(config.seed)
+        self.base = new_base(preset)
+        self.modules = nn.ModuleDict({"vae": self.base.vae, "unet": self.base.unet}).to(device)
+        self.alpha_bar = self.base.scheduler.alphas_cumprod.to(device)
+        # What stands in the prompt's place: a prior has no picture to look at.
+        self.prompt = torch.zeros(1, preset.vre.prompts, self.base.unet.config.cross_attention_dim, device=device)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.modules.state_dict()
+
+    def phases(self) -> Iterator[Phase]:
+        yield Phase("vae", self.config.vae, {"vae": (self.base.vae, self.config.vae_optimizer)}, self._vae_step)
+        self.base.vae.requires_grad_(False)
+        self.base.vae.register_to_config(scaling_factor=1 / self._latent_deviation())
+        yield Phase("unet", self.config.unet, {"unet": (self.base.unet, self.config.unet_optimizer)}, self._unet_step)
+
+    def _vae_step(self, step: Step) -> Metrics:
+        vae, images = step.engines["vae"], step.batch["hq"]
+        posterior = vae.module.encode(images).latent_dist
+        latent = posterior.mean + posterior.std * step.draw(torch.randn, posterior.mean)
+        l1 = F.l1_loss(vae.module.decode(latent).sample, images)
+        kl = posterior.kl().mean()
+        vae.backward(l1 + self.config.kl * kl)
+        vae.step()
+        return {"l1": l1.detach(), "kl": kl.detach()}
+
+    def _unet_step(self, step: Step) -> Metrics:
+        unet, images = step.engines["unet"], step.batch["hq"]
+        z = self._encode(images)
+        noise = step.draw(torch.randn, z)
+        steps = len(self.alpha_bar)
+        t = step.draw(lambda shape, generator: torch.randint(steps, shape, generator=generator), z[:, 0, 0, 0])
+        prompt = self.prompt.to(z).expand(len(z), -1, -1)
+        predicted = unet(forward_diffusion(z, noise, self.alpha_bar[t]), t, prompt).sample
+        mse = F.mse_loss(predicted, noise)
+        unet.backward(mse)
+        unet.step()
+        return {"mse": mse.detach()}
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.base.vae.encode(images).latent_dist.mode() * self.base.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def _latent_deviation(self) -> float:
+        """Standard deviation of the latents of some training pictures: they are scaled to unit variance by it."""
+        data = PairDataset(self.config.data, "train")
+        images = data.batch(range(min(64, len(data))))["hq"].to(self.prompt.device)
+        return float(self.base.vae.encode(images.to(next(self.base.vae.parameters()))).latent_dist.mode().std())
+
+    @torch.no_grad()
+    def sheet(self, batch: dict[str, Any]) -> np.ndarray:
+        """HQ picture | through the VAE."""
+        return sheet_of_tensors({"HQ": batch["hq"], "VAE": self.base.vae(batch["hq"]).sample})
+
+    def save(self, folder: Path) -> None:
+        save_base(self.base, folder)
