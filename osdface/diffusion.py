@@ -9,7 +9,7 @@ def forward_diffusion(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     z, noise: (B, C, h, w); alpha_bar: scalar, or (B,) for a timestep per picture.
     """
     alpha_bar = alpha_bar.to(z).reshape(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
+    return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise.to(z)
 
 
 def one_step(z: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:

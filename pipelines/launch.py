@@ -87,7 +87,7 @@ def _check(config: TrainConfig, manifest: Any) -> None:
     preset = presets.preset(config.preset)
     if manifest.spec.size != preset.size:
         raise UserError(
-            f"{config.data}: pictures of {manifest.spec.size} px, but preset '{preset.name}' works at {preset.size} px; "
+            f"{config.data}: pictures of {manifest.spec.size} px, but preset '{preset.name}' works at {preset.size}; "
             f"make the pairs with --size {preset.size}"
         )
     if config.batch_size % config.workers:
@@ -123,8 +123,7 @@ def _fit(name: str, build: Any, config: TrainConfig, run: tracking.Run, progress
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=config.gpus_per_worker > 0,
-                resources_per_worker={"CPU": config.cpus_per_worker}
-                | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+                resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
             ),
             run_config=ray.train.RunConfig(
                 name=name,

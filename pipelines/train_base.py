@@ -3,6 +3,7 @@
 Two phases: a VAE on the HQ pictures, then a UNet that predicts noise on their latents (section 3.1, forward phase).
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,7 @@ class BaseStage:
         unet, images = step.engines["unet"], step.batch["hq"]
         z = self._encode(images)
         noise = step.draw(torch.randn, z)
-        steps = len(self.alpha_bar)
-        t = step.draw(lambda shape, generator: torch.randint(steps, shape, generator=generator), z[:, 0, 0, 0])
+        t = step.draw(functools.partial(torch.randint, len(self.alpha_bar)), z[:, 0, 0, 0])
         prompt = self.prompt.to(z).expand(len(z), -1, -1)
         predicted = unet(forward_diffusion(z, noise, self.alpha_bar[t]), t, prompt).sample
         mse = F.mse_loss(predicted, noise)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from osdface.identity import DlibIdentity, chips_from_aligned
+from osdface.losses.identity import identity_loss
 from torch import Tensor, nn
 
 from osdface import bundle, presets
@@ -15,9 +17,7 @@ from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
 from osdface.discriminators import LatentDiscriminator
 from osdface.generator import LatentChoice, OneStepGenerator
-from osdface.identity import DlibIdentity, chips_from_aligned
 from osdface.losses import adversarial
-from osdface.losses.identity import identity_loss
 from osdface.losses.perceptual import EdgeAwareDISTS, Grey
 from osdface.vre import VisualEmbedder
 from pipelines.report import sheet_of_tensors

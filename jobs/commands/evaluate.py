@@ -1,0 +1,42 @@
+"""osdface evaluate: how well a model restores."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from jobs import console, options
+from osdface.errors import UserError
+
+
+def evaluate(
+    model: options.Model,
+    data: Annotated[Path, typer.Option(help="The pair dataset.")],
+    out: options.Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A second model on the same pairs; `untrained`: the same one before its training."),
+    ] = None,
+    require: Annotated[
+        Optional[str], typer.Option(help="A metric that must beat --against, or the command fails.")
+    ] = None,  # noqa: UP045
+) -> dict:
+    """Restore a split and compare LQ and restored with HQ: metrics.json, rows.parquet and an LQ | restored | HQ sheet."""
+    from pipelines import evaluate as pipeline
+
+    with console.progress("pairs") as progress:
+        report = pipeline.evaluate(model, data, out, split, against, progress)
+    for name, values in report["metrics"].items():
+        console.say(f"{name:<14}" + "  ".join(f"{which} {value:.3f}" for which, value in values.items()))
+    if require:
+        if against is None:
+            raise UserError("--require compares with another model: give --against too")
+        ours, theirs = (report["metrics"][require][which] for which in ("restored", "against"))
+        if ours <= theirs:
+            raise UserError(f"{require} {ours:.3f} does not beat {theirs:.3f} of '{against}'; see {out}/sheet.png")
+    return report
+
+
+def register(app: typer.Typer) -> None:
+    console.command(app, "evaluate", "osdface evaluate --model model --data pairs --out evaluation")(evaluate)

@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from osdface import presets
+from osdface.base import Base, new_base
+from osdface.discriminators import LatentDiscriminator, PatchDiscriminator
+from osdface.errors import UserError
+from osdface.generator import OneStepGenerator
+from osdface.vre import VisualEmbedder
+
+TINY = presets.preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    torch.manual_seed(0)
+    return new_base(TINY)
+
+
+def generator(base: Base, seed: int = 0) -> OneStepGenerator:
+    return OneStepGenerator.from_parts(TINY, copy.deepcopy(base), VisualEmbedder(TINY.vre), seed).eval()
+
+
+def randomise_lora(model: torch.nn.Module) -> None:
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+
+def test_the_papers_generator_has_the_expected_parameters():
+    preset = presets.preset("sd21")
+    with torch.device("meta"):
+        parts = new_base(preset)
+        discriminator = LatentDiscriminator(parts.unet, preset.latent_discriminator)
+        full = OneStepGenerator.from_parts(preset, parts, VisualEmbedder(preset.vre))
+    count = sum(p.numel() for p in full.parameters())
+    trainable = sum(p.numel() for p in full.parameters() if p.requires_grad)
+    assert trainable == 16_217_152 + 394_496  # LoRA on all listed modules, and the adapter
+    assert count - trainable == 83_653_863 + 865_910_724 + 29_172_416
+    assert all("lora" in n or n.startswith("head") for n, p in discriminator.named_parameters() if p.requires_grad)
+
+
+def test_only_lora_and_adapter_are_trained(base):
+    model = generator(base)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or name.startswith("adapter.") for name in names)
+    model(torch.rand(1, 3, 64, 64)).image.square().mean().backward()
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert with_gradient == set(names)
+
+
+def test_untrained_lora_changes_nothing_and_a_trained_one_adds_alpha_over_rank_times_b_a(base):
+    z, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 24, 128)
+    model = generator(base)
+    plain = base.unet(z, 399, prompt).sample
+    torch.testing.assert_close(model.unet(z, 399, prompt).sample, plain)
+    randomise_lora(model)
+    merged: UNet2DConditionModel = copy.deepcopy(base.unet)
+    scale = TINY.lora.alpha / TINY.lora.rank
+    for name, module in model.unet.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            delta = scale * (b.flatten(1) @ a.flatten(1))
+            weight = merged.get_submodule(name).weight
+            weight.data += delta.reshape(weight.shape)
+    changed = model.unet(z, 399, prompt).sample
+    assert (changed - plain).abs().max() > 1e-2
+    torch.testing.assert_close(changed, merged(z, 399, prompt).sample, atol=1e-4, rtol=1e-4)
+    model.unet.fuse_lora()
+    model.unet.unload_lora()
+    torch.testing.assert_close(model.unet(z, 399, prompt).sample, changed, atol=1e-4, rtol=1e-4)
+
+
+def test_forward_is_equations_1_to_4(base):
+    model, lq = generator(base), torch.rand(2, 3, 64, 64) * 2 - 1
+    z = model.vae.encode(lq).latent_dist.mode() * 0.18215
+    prompt = model.adapter(model.embedder(lq))
+    epsilon = model.unet(z, 399, prompt).sample
+    clean = (z - 0.75757104 * epsilon) / 0.65275270
+    expected = model.vae.decode(clean / 0.18215).sample
+    restored = model(lq)
+    torch.testing.assert_close(restored.image, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(restored.latent, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_equal_one_by_one(base):
+    model, lq = generator(base), torch.rand(3, 3, 64, 64) * 2 - 1
+    together = model(lq).image
+    for i in range(3):
+        torch.testing.assert_close(model(lq[i : i + 1]).image[0], together[i], atol=1e-4, rtol=1e-4)
+
+
+def test_the_seed_decides_the_untrained_generator(base):
+    one, same, other = (generator(base, seed).adapter.conv1.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_vre_of_another_shape_is_refused(base):
+    other = VisualEmbedder(TINY.vre.model_copy(update={"codes": 32}))
+    with pytest.raises(UserError, match="VRE"):
+        OneStepGenerator.from_parts(TINY, base, other)
+
+
+def test_latent_discriminator_is_the_unets_encoder_half_with_a_patch_head(base):
+    judge = LatentDiscriminator(base.unet, TINY.latent_discriminator)
+    z, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 24, 128)
+    seen = {}
+    hook = base.unet.mid_block.register_forward_hook(lambda *call: seen.update(h=call[2]))
+    base.unet(z, t, prompt)
+    hook.remove()
+    torch.testing.assert_close(judge(z, t, prompt), judge.head(seen["h"]), atol=1e-5, rtol=1e-4)
+    assert judge(z, t, prompt).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_patch_discriminator_gives_a_map(norm):
+    shape = TINY.patch_discriminator.model_copy(update={"norm": norm})
+    assert PatchDiscriminator(shape)(torch.rand(2, 3, 64, 64)).shape[:2] == (2, 1)
