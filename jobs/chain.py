@@ -5,7 +5,6 @@ what it makes is there. A step that was killed runs again: its commands resume b
 """
 
 import json
-import os
 import shlex
 import shutil
 import time
@@ -18,6 +17,7 @@ import yaml
 from jobs import configs, console
 from osdface.config import Strict, digest, home
 from osdface.errors import UserError
+from osdface.files import write_json
 
 
 class ChainStep(Strict):
@@ -115,7 +115,4 @@ class Runner:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, step: ChainStep, receipt: dict[str, Any]) -> None:
-        path = self._receipt_path(step)
-        aside = path.with_suffix(".aside")
-        aside.write_text(json.dumps(receipt, default=str, indent=2))
-        os.replace(aside, path)
+        write_json(self._receipt_path(step), receipt)

@@ -4,10 +4,7 @@ On disk it is an ordinary diffusers folder (`unet/`, `vae/`, `scheduler/`): SD 2
 that `osdface train base` makes.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from osdface.config import digest
 from osdface.errors import UserError
+from osdface.files import aside, replace_folder, sha256
 from osdface.presets import Preset
 
 PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -62,36 +60,18 @@ def check_base(folder: Path) -> None:
 
 def save_base(base: Base, folder: Path) -> None:
     """Write a diffusers folder aside, then rename it into place (an older one there is replaced)."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    base.unet.save_pretrained(aside / "unet")
-    base.vae.save_pretrained(aside / "vae")
-    base.scheduler.save_pretrained(aside / "scheduler")
+    temporary = aside(folder)
+    base.unet.save_pretrained(temporary / "unet")
+    base.vae.save_pretrained(temporary / "vae")
+    base.scheduler.save_pretrained(temporary / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (aside / "model_index.json").write_text(json.dumps(index, indent=2))
-    replace_folder(aside, folder)
-
-
-def replace_folder(aside: Path, folder: Path) -> None:
-    """Rename a finished folder into place; a reader sees the old one, none, or the new one, never a part."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-        folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old)
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(folder)
-
-
-def sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    (temporary / "model_index.json").write_text(json.dumps(index, indent=2))
+    replace_folder(temporary, folder)
 
 
 def base_digest(folder: Path) -> str:

@@ -9,7 +9,6 @@ BUNDLE/
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from peft.utils import get_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from osdface.base import base_digest, load_base, replace_folder, sha256
+from osdface.base import base_digest, load_base
 from osdface.config import Strict
 from osdface.errors import UserError
+from osdface.files import aside, replace_folder, sha256
 from osdface.generator import OneStepGenerator
 from osdface.presets import preset
 from osdface.vre import VisualEmbedder
@@ -61,20 +61,20 @@ def save(
     generator: OneStepGenerator, folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
 ) -> BundleConfig:
     """Write a bundle aside and rename it to `folder`; `base` is the folder that the generator started from."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    StableDiffusionLoraLoaderMixin.save_lora_weights(aside, lora_tensors(generator))
-    save_file(_contiguous(generator.embedder), aside / VRE)
-    save_file(_contiguous(generator.adapter), aside / ADAPTER)
+    temporary = aside(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    StableDiffusionLoraLoaderMixin.save_lora_weights(temporary, lora_tensors(generator))
+    save_file(_contiguous(generator.embedder), temporary / VRE)
+    save_file(_contiguous(generator.adapter), temporary / ADAPTER)
     small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
     if small:
-        shutil.copytree(base, aside / "base")
-    files = {str(path.relative_to(aside)): sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+        shutil.copytree(base, temporary / "base")
+    files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
     reference = BaseReference(path="base" if small else str(base.absolute()), sha256=base_digest(base))
     config = BundleConfig(preset=preset, seed=seed, base=reference, provenance=provenance, files=files)
-    (aside / "config.json").write_text(config.model_dump_json(indent=2))
-    replace_folder(aside, folder)
+    (temporary / "config.json").write_text(config.model_dump_json(indent=2))
+    replace_folder(temporary, folder)
     return config
 
 

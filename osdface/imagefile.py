@@ -58,6 +58,4 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return np.asarray(image.convert("RGB"))
     except Exception as error:  # decoders raise many kinds: all of them mean a damaged file
-        raise ImageError(
-            "unreadable", f"{name}: is damaged ({str(error).splitlines()[0] or type(error).__name__})"
-        ) from None
+        raise ImageError("unreadable", f"{name}: is damaged ({error or type(error).__name__})") from None

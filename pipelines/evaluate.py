@@ -1,7 +1,6 @@
 """How well a model restores: LQ and restored against HQ on one split of a pair dataset."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from osdface import bundle
+from osdface import bundle, files
 from osdface.config import resolved
 from osdface.errors import UserError
 from osdface.restorer import Restorer
@@ -92,9 +91,7 @@ def _write(out: Path, result: dict[str, Any], rows: list[dict[str, Any]], shown:
         (out / "metrics.json").unlink(missing_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), out / "rows.parquet")
         report.save_png(out / "sheet.png", report.sheet(shown, ["LQ", "restored", "HQ"], 192))
-        aside = out / f".metrics.{os.getpid()}"
-        aside.write_text(json.dumps(result, indent=2))
-        os.replace(aside, out / "metrics.json")
+        files.write_json(out / "metrics.json", result)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 

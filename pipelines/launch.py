@@ -18,9 +18,9 @@ import torch
 from ray.util.queue import Empty, Queue
 
 from osdface import presets
-from osdface.base import replace_folder
 from osdface.config import digest, home, resolved
 from osdface.errors import UsageError, UserError
+from osdface.files import aside, replace_folder, write_json
 from pipelines import cluster, tracking
 from pipelines.pairs import read_manifest
 from pipelines.training import Progress, Stage, TrainConfig, Worker
@@ -74,8 +74,7 @@ def launch(
     memo = home() / "runs" / f"{name}.json"
     resume = json.loads(memo.read_text())["run_id"] if memo.is_file() else None
     with tracking.run(stage, name, resolved(config), manifest, config.data, runs, resume) as run:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        memo.write_text(json.dumps({"run_id": run.id}))
+        write_json(memo, {"run_id": run.id})
         runs[stage] = run.id
         checkpoint = _fit(name, functools.partial(build, runs=runs), config, run, progress)
         note = {"stage": stage, "digest": identity, "run_id": run.id, "runs": runs, "dataset_digest": manifest.digest}
@@ -174,12 +173,12 @@ def _forwarding(progress: Progress | None) -> Any:
 
 
 def _place(checkpoint: Any, out: Path, note: dict[str, Any]) -> None:
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = aside(out)
+    shutil.rmtree(temporary, ignore_errors=True)
     with checkpoint.as_directory() as folder:
-        shutil.copytree(Path(folder) / "output", aside)
-    (aside / RECEIPT).write_text(json.dumps(note | {"finished": time.time()}, indent=2))
-    replace_folder(aside, out)
+        shutil.copytree(Path(folder) / "output", temporary)
+    write_json(temporary / RECEIPT, note | {"finished": time.time()})
+    replace_folder(temporary, out)
 
 
 def _work(loop: dict[str, Any]) -> None:

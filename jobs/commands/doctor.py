@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def doctor() -> dict[str, Any]:
-    """Show versions, devices, memory, the compiler for DeepSpeed's op, and third-party weights with what each enables."""
+    """Show versions, devices, memory, the compiler for DeepSpeed's op, and third-party weights."""
     import torch
 
     from osdface import weights

@@ -19,10 +19,10 @@ def evaluate(
         typer.Option(help="A second model on the same pairs; `untrained`: the same one before its training."),
     ] = None,
     require: Annotated[
-        Optional[str], typer.Option(help="A metric that must beat --against, or the command fails.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="A metric that must beat --against, or the command fails.")
+    ] = None,
 ) -> dict:
-    """Restore a split and compare LQ and restored with HQ: metrics.json, rows.parquet and an LQ | restored | HQ sheet."""
+    """Restore a split, compare LQ and restored with HQ: metrics.json, rows.parquet, a sheet."""
     from pipelines import evaluate as pipeline
 
     with console.progress("pairs") as progress:

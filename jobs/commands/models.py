@@ -1,7 +1,7 @@
 """osdface models: versions in the MLflow registry."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,8 @@ def register(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder, made by `osdface train osd`.")],
     name: Name = "osdface",
     metrics: Annotated[
-        Optional[Path], typer.Option(help="metrics.json of `osdface evaluate`, kept with the version.")
-    ] = None,  # noqa: UP045
+        Path | None, typer.Option(help="metrics.json of `osdface evaluate`, kept with the version.")
+    ] = None,
 ) -> dict:
     """Make a bundle a numbered version of the registry; the same bundle twice is the same version."""
     from pipelines import evaluate, registry

@@ -23,10 +23,7 @@ def restore(
     console.existing(picture, "picture")
     if (model is None) == (url is None):
         raise UsageError("give either --model (restore here) or --url (restore at an endpoint)")
-    if url:
-        restored = restoring.at_endpoint(picture, url, faces)
-    else:
-        restored = restoring.here(picture, model, faces)
+    restored = restoring.at_endpoint(picture, url, faces) if url else restoring.here(picture, model, faces)
     restoring.write(picture, restored, out, compare)
     result = {"out": str(out), "compare": str(compare) if compare else None, **restored.facts}
     console.table(result)

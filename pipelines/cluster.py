@@ -1,0 +1,43 @@
+"""Starting or joining Ray, in one place."""
+
+import logging
+import os
+
+import ray
+
+from osdface.errors import UserError
+
+
+def connect(address: str | None = None, cpus: int | None = None) -> None:
+    """Join the cluster at `address`, or start Ray on this machine; a session of this process is used again.
+
+    Raises UserError naming the address if no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise UserError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def require_cpus(needed: float) -> None:
+    """Raise UserError if the cluster has fewer CPUs than the workers ask for (they would wait for ever)."""
+    there = ray.cluster_resources().get("CPU", 0)
+    if needed > there:
+        raise UserError(
+            f"the workers ask for {needed:g} CPUs but the cluster has {there:g}; "
+            "lower workers or cpus_per_worker (--set workers=1), or join a larger cluster with --address"
+        )

@@ -1,0 +1,92 @@
+"""Pictures where people would rather look: contact sheets and before/after."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from osdface import files
+from osdface.errors import UserError
+from osdface.imagefile import read_image
+
+MARGIN, TITLE = 4, 22
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return ((images.detach().float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], cell: int = 128) -> np.ndarray:
+    """A grid of uint8 RGB pictures, each brought to `cell` pixels, with a title over each column."""
+    step = cell + MARGIN
+    canvas = np.full((TITLE + step * len(rows), step * len(titles) + MARGIN, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            small = cv2.resize(image, (cell, cell), interpolation=_kernel(image.shape[0], cell))
+            top, left = TITLE + r * step, MARGIN + c * step
+            canvas[top : top + cell, left : left + cell] = small
+    return _titled(canvas, titles, step)
+
+
+def sheet_of_tensors(columns: dict[str, Tensor], cell: int = 128) -> np.ndarray:
+    """A sheet with a column for each (B, 3, H, W) batch in [-1, 1] and a row for each picture."""
+    return sheet(list(zip(*map(to_uint8, columns.values()), strict=True)), list(columns), cell)
+
+
+def side_by_side(before: np.ndarray, after: np.ndarray, titles: tuple[str, str]) -> np.ndarray:
+    """Two pictures of the same height beside each other, full size."""
+    gap = np.full((before.shape[0], MARGIN, 3), 255, np.uint8)
+    body = np.hstack([before, gap, after])
+    canvas = np.vstack([np.full((TITLE, body.shape[1], 3), 255, np.uint8), body])
+    return _titled(canvas, titles, before.shape[1] + MARGIN)
+
+
+def _titled(canvas: np.ndarray, titles: Sequence[str], step: int) -> np.ndarray:
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
+    for c, title in enumerate(titles):
+        draw.text((MARGIN + c * step + 2, 3), title, fill="black", font=ImageFont.load_default(14))
+    return np.asarray(image)
+
+
+def _kernel(size: int, cell: int) -> int:
+    return cv2.INTER_AREA if cell < size else cv2.INTER_NEAREST if cell % size == 0 else cv2.INTER_CUBIC
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Write a uint8 RGB picture aside, then rename it. Raises UserError naming a path that cannot be written."""
+    coded = io.BytesIO()
+    Image.fromarray(image).save(coded, "PNG")
+    try:
+        files.write(path, coded.getvalue())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def severity(trace: str) -> float:
+    """How strong a trace's degradation is: the sum of log2 of its downsampling factors and of 1 + its blur sigmas."""
+    total = 0.0
+    for entry in json.loads(trace):
+        if entry["op"] == "Downsample":
+            total += np.log2(max(entry["factor"], 1))
+        if entry["op"] == "Blur":
+            total += np.log2(1 + max(entry["sigma_x"], entry["sigma_y"]))
+    return total
+
+
+def pairs_preview(folder: Path, out: Path, count: int = 12) -> None:
+    """An LQ | HQ sheet of a pair dataset's first shard, from mild to severe, `count` pairs spread over the range."""
+    from pipelines.pairs import read_manifest
+
+    manifest = read_manifest(folder)
+    table = pq.read_table(folder / "shards" / manifest.shards[0].name, columns=["lq", "hq", "trace"])
+    rows = sorted(table.to_pylist(), key=lambda row: severity(row["trace"]))
+    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+    save_png(out, sheet([[read_image(row["lq"]), read_image(row["hq"])] for row in chosen], ["LQ", "HQ"], 128))
