@@ -1,0 +1,144 @@
+"""dlib's public-domain face recognition network as a differentiable torch module.
+
+A 29-layer residual network with a 128-d descriptor: faces of one person lie closer than about 0.6. Read straight from
+dlib's own weight file; agreement with dlib is a test. It is called `dlib` everywhere: it is not the paper's ArcFace.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from osdface import weights
+from osdface.errors import UserError
+
+CHIP = 150  # pixels of a side of the network's input
+MEAN = (122.782, 117.001, 104.298)
+# Where dlib's chip (five points, padding 0.25) lies in an FFHQ-aligned picture, as shares of its side: measured on the
+# seven faces of the two photographs (`faces.photographs`), after `faces.align`.
+CHIP_CENTRE, CHIP_SIDE = (0.507, 0.585), 0.639
+STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # width, blocks, first is down
+
+
+class _Affine(nn.Module):
+    """dlib's `affine` layer: a scale and a shift for each channel (a folded batch norm)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma[:, None, None] + self.beta[:, None, None]
+
+
+class _Block(nn.Module):
+    """conv - affine - relu - conv - affine, added to the input; a down block halves the map and may widen it."""
+
+    def __init__(self, channels: int, width: int, down: bool):
+        super().__init__()
+        self.down = down
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2 if down else 1, padding=0 if down else 1)
+        self.affine1 = _Affine(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.affine2 = _Affine(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(x)))))
+        skip = F.avg_pool2d(x, 2) if self.down else x
+        return F.relu(_padded_sum(h, skip))
+
+
+def _padded_sum(a: Tensor, b: Tensor) -> Tensor:
+    """dlib's sum of tensors of different sizes: the smaller is padded with zeros at the end of each dimension."""
+    shape = [max(x, y) for x, y in zip(a.shape[1:], b.shape[1:], strict=True)]
+
+    def padded(x: Tensor) -> Tensor:
+        missing = [wanted - there for wanted, there in zip(shape, x.shape[1:], strict=True)]
+        return F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+    return padded(a) + padded(b)
+
+
+class DlibIdentity(nn.Module):
+    """Face chips (B, 3, 150, 150) in [0, 1], RGB -> descriptors (B, 128). Frozen; differentiable in its input.
+
+    Raises MissingWeights where dlib's file is not on this machine, UserError where the file is another or damaged.
+    """
+
+    def __init__(self, path: Path | None = None):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 7, stride=2)
+        self.affine = _Affine(32)
+        blocks, channels = [], 32
+        for width, count, down in STAGES:
+            for index in range(count):
+                blocks.append(_Block(channels, width, down and index == 0))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Parameter(torch.zeros(256, 128))
+        self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
+        self._read(path or weights.find("dlib_identity"))
+        self.eval().requires_grad_(False)
+
+    def forward(self, chips: Tensor) -> Tensor:
+        h = F.relu(self.affine(self.conv((chips * 255 - self.mean) / 256)))
+        h = self.blocks(F.max_pool2d(h, 3, 2))
+        return h.mean((2, 3)) @ self.fc
+
+    def _read(self, path: Path) -> None:
+        """Fill the parameters from dlib's file, whose tensors come in the order of the forward pass."""
+        reader = _DatReader(path)
+        layers = [self.conv, self.affine]
+        for block in self.blocks:
+            layers += [block.conv1, block.affine1, block.conv2, block.affine2]
+        for layer in layers:
+            if isinstance(layer, _Affine):
+                layer.gamma.data, layer.beta.data = reader.tensor(b"affine_", 2 * layer.gamma.numel()).chunk(2)
+            else:
+                values = reader.tensor(b"con_4", layer.weight.numel() + layer.bias.numel())
+                layer.weight.data = values[: layer.weight.numel()].reshape(layer.weight.shape)
+                layer.bias.data = values[layer.weight.numel() :]
+        self.fc.data = reader.tensor(b"fc_2", self.fc.numel()).reshape(self.fc.shape)
+
+
+class _DatReader:
+    """Finds layers and reads tensors in dlib's serialisation: a forward scan, bounded by the file."""
+
+    def __init__(self, path: Path):
+        self.path, self.data, self.position = path, path.read_bytes(), 0
+
+    def tensor(self, layer: bytes, count: int) -> Tensor:
+        """The tensor behind the next mark of a layer of this kind, which must have `count` elements.
+
+        A tensor is its version (2), four dimensions, and raw little-endian float32.
+        """
+        mark = self.data.find(layer, self.position)
+        self.position = mark + len(layer)
+        try:
+            while self._integer() != 2:  # `fc_2` notes its sizes first
+                pass
+            if mark >= 0 and np.prod([self._integer() for _ in range(4)]) == count:
+                values = np.frombuffer(self.data, "<f4", count, self.position)
+                self.position += values.nbytes
+                return torch.from_numpy(values.copy())
+        except (IndexError, ValueError):
+            pass
+        raise UserError(f"{self.path}: not dlib's face recognition network, or truncated, at {layer.decode()}")
+
+    def _integer(self) -> int:
+        """One byte (low 4 bits: how many bytes follow, high bit: sign), then that many bytes, little end first."""
+        head = self.data[self.position]
+        size = head & 0x0F
+        value = int.from_bytes(self.data[self.position + 1 : self.position + 1 + size], "little")
+        self.position += 1 + size
+        return -value if head & 0x80 else value
+
+
+def chips_from_aligned(images: Tensor) -> Tensor:
+    """The chips of FFHQ-aligned faces: (B, 3, S, S) -> (B, 3, 150, 150), differentiable."""
+    theta = images.new_tensor([[CHIP_SIDE, 0, 2 * CHIP_CENTRE[0] - 1], [0, CHIP_SIDE, 2 * CHIP_CENTRE[1] - 1]])
+    grid = F.affine_grid(theta.expand(len(images), -1, -1), [len(images), 3, CHIP, CHIP], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
