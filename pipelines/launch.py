@@ -1,13 +1,12 @@
 """Start a training stage on Ray Train workers, follow it, and put its output in place."""
 
 import contextlib
-import functools
 import json
 import os
+import pkgutil
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +22,16 @@ from osdface.errors import UsageError, UserError
 from osdface.files import aside, replace_folder, write_json
 from pipelines import cluster, tracking
 from pipelines.pairs import read_manifest
-from pipelines.training import Progress, Stage, TrainConfig, Worker
+from pipelines.training import Progress, TrainConfig, Worker
 
 RECEIPT = "training.json"  # beside every output: what run made it from what
 
-Build = Callable[[TrainConfig, torch.device, dict[str, str]], Stage]
+# By name, so that only the workers import them: Ray Train's controller starts seconds sooner.
+STAGES = {
+    "base": "pipelines.train_base:BaseStage",
+    "vre": "pipelines.train_vre:VREStage",
+    "osd": "pipelines.train_osd:OSDStage",
+}
 
 
 class Trained(NamedTuple):
@@ -47,7 +51,6 @@ def receipt(folder: Path) -> dict[str, Any]:
 
 def launch(
     stage: str,
-    build: Build,
     config: TrainConfig,
     inputs: dict[str, tuple[Path, str]],
     address: str | None = None,
@@ -76,7 +79,8 @@ def launch(
     with tracking.run(stage, name, resolved(config), manifest, config.data, runs, resume) as run:
         write_json(memo, {"run_id": run.id})
         runs[stage] = run.id
-        checkpoint = _fit(name, functools.partial(build, runs=runs), config, run, progress)
+        origin = {"runs": runs, "dataset_digest": manifest.digest}
+        checkpoint = _fit(stage, name, config, origin, run, progress)
         note = {"stage": stage, "digest": identity, "run_id": run.id, "runs": runs, "dataset_digest": manifest.digest}
         _place(checkpoint, config.out, note)
     return Trained(config.out, run.id, identity, True)
@@ -107,16 +111,18 @@ def _finished(out: Path, identity: str) -> Trained:
     return Trained(out, note["run_id"], identity, False)
 
 
-def _fit(name: str, build: Any, config: TrainConfig, run: tracking.Run, progress: Progress | None) -> Any:
+def _fit(
+    stage: str, name: str, config: TrainConfig, origin: dict[str, Any], run: tracking.Run, progress: Progress | None
+) -> Any:
     """Run the workers; returns the checkpoint that holds the stage's output."""
     with _forwarding(progress) as queue:
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={
-                "build": build,
-                "config": config,
-                "run_id": run.id,
-                "tracking_uri": run.uri,
+                "stage": stage,
+                "config": resolved(config),
+                "origin": origin,
+                "run": (run.id, run.uri),
                 "queue": queue,
             },
             scaling_config=ray.train.ScalingConfig(
@@ -183,13 +189,14 @@ def _place(checkpoint: Any, out: Path, note: dict[str, Any]) -> None:
 
 def _work(loop: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
-    config: TrainConfig = loop["config"]
     device = ray.train.torch.get_device()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    stage_class = pkgutil.resolve_name(STAGES[loop["stage"]])
+    config: TrainConfig = stage_class.Config.model_validate(loop["config"])
     torch.set_num_threads(config.threads)
     context, queue = ray.train.get_context(), loop["queue"]
     rank = context.get_world_rank()
-    run = tracking.attach(loop["run_id"], loop["tracking_uri"]) if rank == 0 else None
+    run = tracking.attach(*loop["run"]) if rank == 0 else None
 
     def report(metrics: dict[str, Any], folder: Path) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -198,7 +205,9 @@ def _work(loop: dict[str, Any]) -> None:
         if queue:
             queue.put(event)
 
-    worker = Worker(config, loop["build"](config, device), device, rank, context.get_world_size(), report, run, show)
+    worker = Worker(
+        config, stage_class(config, device, loop["origin"]), device, rank, context.get_world_size(), report, run, show
+    )
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
         worker.train(Path(folder) if folder else None)

@@ -20,7 +20,6 @@ import torch
 from pydantic import ValidationError
 from torch.utils.data import Dataset
 
-from degradations.degrade import replay as replay_trace
 from degradations.recipe import Recipe
 from osdface.config import Strict, digest
 from osdface.errors import UserError
@@ -171,6 +170,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _replay(path: Path, row: dict[str, Any]) -> None:
+    from degradations.degrade import replay as replay_trace  # here, since Albumentations is slow to import
+
     lq = replay_trace(read_image(row["hq"]), json.loads(row["trace"]))
     if not np.array_equal(lq, read_image(row["lq"])):
         raise UserError(f"{path}: row {row['key']} does not replay; compare library versions with its manifest's")

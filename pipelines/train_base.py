@@ -34,7 +34,9 @@ class BaseConfig(TrainConfig):
 class BaseStage:
     """VAE, then UNet."""
 
-    def __init__(self, config: BaseConfig, device: torch.device, runs: dict[str, str]):
+    Config = BaseConfig
+
+    def __init__(self, config: BaseConfig, device: torch.device, origin: dict[str, Any]):
         self.config = config
         preset = presets.preset(config.preset)
         torch.manual_seed(config.seed)

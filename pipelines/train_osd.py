@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from osdface.identity import DlibIdentity, chips_from_aligned
-from osdface.losses.identity import identity_loss
 from torch import Tensor, nn
 
 from osdface import bundle, presets
@@ -17,7 +15,9 @@ from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
 from osdface.discriminators import LatentDiscriminator
 from osdface.generator import LatentChoice, OneStepGenerator
+from osdface.identity import DlibIdentity, chips_from_aligned
 from osdface.losses import adversarial
+from osdface.losses.identity import identity_loss
 from osdface.losses.perceptual import EdgeAwareDISTS, Grey
 from osdface.vre import VisualEmbedder
 from pipelines.report import sheet_of_tensors
@@ -52,8 +52,10 @@ class OSDConfig(TrainConfig):
 class OSDStage:
     """One phase: generator and discriminator in alternate steps, an engine each."""
 
-    def __init__(self, config: OSDConfig, device: torch.device, runs: dict[str, str], dataset_digest: str):
-        self.config, self.runs, self.dataset_digest = config, runs, dataset_digest
+    Config = OSDConfig
+
+    def __init__(self, config: OSDConfig, device: torch.device, origin: dict[str, Any]):
+        self.config, self.origin = config, origin
         preset = presets.preset(config.preset)
         base = load_base(config.base)
         embedder = VisualEmbedder.from_autoencoder(load_vre(config.vre, preset))
@@ -123,7 +125,7 @@ class OSDStage:
 
     def save(self, folder: Path) -> None:
         """The model bundle."""
-        provenance = bundle.Provenance(runs=self.runs, dataset_digest=self.dataset_digest, git_revision=git_revision())
+        provenance = bundle.Provenance(**self.origin, git_revision=git_revision())
         config = self.config
         bundle.save(
             self.generator, folder, preset=config.preset, seed=config.seed, base=config.base, provenance=provenance

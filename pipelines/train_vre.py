@@ -17,6 +17,7 @@ from osdface.config import Strict
 from osdface.discriminators import PatchDiscriminator
 from osdface.errors import UserError
 from osdface.losses import adversarial
+from osdface.losses.adversarial import PatchLoss
 from osdface.losses.association import DAEFR_SCALE, association_loss
 from osdface.losses.perceptual import VGG19Distance
 from osdface.quantizer import BetaTerm, perplexity
@@ -30,7 +31,7 @@ class VRELosses(Strict):
     perceptual: float = 1.0  # lambda_per; needs VGG19's weights
     adversarial: float = 0.8  # lambda_dis, times the adaptive weight of the ancestors
     adversarial_start: int = 0  # step of a phase from which the discriminator takes part (not in the paper)
-    patch_loss: adversarial.PatchLoss = "hinge"  # "hinge" in the ancestors' code, "log" as eq. 7 is written
+    patch_loss: PatchLoss = "hinge"  # "hinge" in the ancestors' code, "log" as eq. 7 is written
     beta: float = 0.25
     beta_on: BetaTerm = "commitment"  # eq. 7; "codebook" in the ancestors' code
     association: float = 1.0  # lambda_assoc of the last phase; 0 before it
@@ -59,7 +60,9 @@ class Branches(nn.ModuleDict):
 class VREStage:
     """Three phases over two autoencoders and their patch discriminators."""
 
-    def __init__(self, config: VREConfig, device: torch.device, runs: dict[str, str]):
+    Config = VREConfig
+
+    def __init__(self, config: VREConfig, device: torch.device, origin: dict[str, Any]):
         self.config = config
         preset = presets.preset(config.preset)
         torch.manual_seed(config.seed)
@@ -90,7 +93,8 @@ class VREStage:
         """One autoencoder step, then one discriminator step, over the branches that the engines hold."""
         autoencoder, discriminator = step.engines["autoencoder"], step.engines["discriminator"]
         images = {name: step.batch[name] for name in autoencoder.module}
-        coded = autoencoder(images)
+        # Through the module: an engine's outputs refuse the extra gradients that the adaptive weight takes.
+        coded = autoencoder.module(images)
         adversarial_on = self.config.losses.adversarial > 0 and step.index >= self.config.losses.adversarial_start
         total, metrics = self._autoencoder_loss(images, coded, autoencoder.module, adversarial_on and discriminator)
         autoencoder.backward(total)

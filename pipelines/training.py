@@ -106,7 +106,12 @@ class Step:
 
 
 class Stage(Protocol):
-    """A stage of training as the worker loop sees it."""
+    """A stage of training as the worker loop sees it; made by Stage(config, device, origin).
+
+    origin: {"runs": MLflow run ids by stage, "dataset_digest": ...}, what an output says it came from.
+    """
+
+    Config: type[TrainConfig]
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors that training changes in any phase; never those of a frozen part."""

@@ -22,10 +22,10 @@ def base(
     address: options.Address = None,
 ) -> dict:
     """Train a small VAE and latent UNet: only where SD 2.1-base isn't there."""
-    from pipelines.train_base import BaseConfig, BaseStage
+    from pipelines.train_base import BaseConfig
 
     settings = load(BaseConfig, configs.find(config or "tiny", "base"), set, data=data, out=out)
-    return _train("base", BaseStage, settings, {}, address)
+    return _train("base", settings, {}, address)
 
 
 console.command(app, "base", "osdface train base --config tiny --data pairs --out base")(base)
@@ -39,10 +39,10 @@ def vre(
     address: options.Address = None,
 ) -> dict:
     """Stage 1: HQ dictionary, LQ dictionary, association."""
-    from pipelines.train_vre import VREConfig, VREStage
+    from pipelines.train_vre import VREConfig
 
     settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, data=data, out=out)
-    return _train("vre", VREStage, settings, {}, address)
+    return _train("vre", settings, {}, address)
 
 
 console.command(app, "vre", "osdface train vre --config tiny --data pairs --out vre")(vre)
@@ -59,22 +59,22 @@ def osd(
 ) -> dict:
     """Stage 2: the one-step generator with LoRA against the latent discriminator; writes a model bundle."""
     from osdface.base import base_digest, sha256
-    from pipelines.train_osd import OSDConfig, OSDStage
+    from pipelines.train_osd import OSDConfig
 
     settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, data=data, base=base, vre=vre, out=out)
     console.existing(vre / "lq.safetensors", "stage-1 output; make one with `osdface train vre`")
     inputs = {"base": (base, base_digest(base)), "vre": (vre, sha256(vre / "lq.safetensors"))}
-    return _train("osd", OSDStage, settings, inputs, address)
+    return _train("osd", settings, inputs, address)
 
 
 console.command(app, "osd", "osdface train osd --config tiny --data pairs --base base --vre vre --out model")(osd)
 
 
-def _train(stage: str, build: Any, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None) -> dict:
+def _train(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None) -> dict:
     from pipelines.launch import launch
 
     with console.progress("steps") as progress:
-        trained = launch(stage, build, settings, inputs, address, progress)
+        trained = launch(stage, settings, inputs, address, progress)
     if not trained.fresh:
         console.say(f"{trained.out} is already there, from the same configuration and data")
     result = {"out": str(trained.out), "run_id": trained.run_id, "digest": trained.digest}
