@@ -13,8 +13,7 @@ import shutil
 from pathlib import Path
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -64,7 +63,10 @@ def save(
     temporary = aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    StableDiffusionLoraLoaderMixin.save_lora_weights(temporary, lora_tensors(generator))
+    metadata = generator.unet.peft_config["default"].to_dict()
+    StableDiffusionLoraLoaderMixin.save_lora_weights(
+        temporary, get_peft_model_state_dict(generator.unet), unet_lora_adapter_metadata=metadata
+    )
     save_file(_contiguous(generator.embedder), temporary / VRE)
     save_file(_contiguous(generator.adapter), temporary / ADAPTER)
     small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
@@ -76,11 +78,6 @@ def save(
     (temporary / "config.json").write_text(config.model_dump_json(indent=2))
     replace_folder(temporary, folder)
     return config
-
-
-def lora_tensors(generator: OneStepGenerator) -> dict:
-    """The UNet's LoRA tensors under diffusers' names."""
-    return convert_state_dict_to_diffusers(get_peft_model_state_dict(generator.unet))
 
 
 def _contiguous(module) -> dict:
@@ -147,6 +144,14 @@ def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[Bun
     generator = OneStepGenerator.from_parts(shape, load_base(base), embedder, config.seed)
     if trained:
         generator.adapter.load_state_dict(load_file(folder / ADAPTER))
-        generator.unet.delete_adapters("default")
-        generator.unet.load_lora_adapter(load_file(folder / LORA), prefix="unet", adapter_name="default")
+        _load_lora(generator, folder / LORA)
     return config, generator.eval().requires_grad_(False)
+
+
+def _load_lora(generator: OneStepGenerator, path: Path) -> None:
+    """Fill the UNet's adapters, every one of them: a tensor left out would silently be no adapter."""
+    tensors = {name.removeprefix("unet."): tensor for name, tensor in load_file(path).items()}
+    expected = set(get_peft_model_state_dict(generator.unet))
+    if differing := expected ^ set(tensors):
+        raise UserError(f"{path}: {len(differing)} LoRA tensors missing or unknown, {min(differing)} the first of them")
+    set_peft_model_state_dict(generator.unet, tensors)
