@@ -13,10 +13,11 @@ from osdface import weights
 from osdface.errors import UserError
 from osdface.imagefile import read_image
 
-# Where FFHQ-aligned pictures have the eyes' centres and the nose base, in the unit square. The eyes are facexlib's
-# 512-px template (192.98, 239.95) and (318.91, 240.19); dlib's fifth point is the base of the nose, which lies a little
-# below that template's nose tip: measured on faces aligned by the eyes and mouth.
-TEMPLATE = np.array([[0.377, 0.469], [0.623, 0.469], [0.500, 0.640]])
+# Where an FFHQ-aligned picture has the centres of its left and right eye and the base of its nose, in the unit square.
+# The eyes are those of facexlib's template for 512 pixels, (192.98, 239.95) and (318.90, 240.19). That template has the
+# nose's tip, dlib its base: it is put 0.774 eye distances below the eyes, as in the mean face of dlib's own alignment.
+TEMPLATE = np.array([[0.3779, 0.4696], [0.6238, 0.4701], [0.5009, 0.6601]])
+ALIGNED = 0.08  # of the side: how far landmarks of an aligned picture may be off; 0.05 measured on a head turned far
 FEATHER = 0.1  # of the crop's side, over which a pasted face fades into the photograph
 
 
@@ -35,7 +36,10 @@ class Detector(Protocol):
 
 
 class DlibFrontal:
-    """dlib's frontal detector (one upsampling, threshold 0.2) and its five-point landmarks, both free to use."""
+    """dlib's frontal detector (one upsampling, threshold 0.2) and its five-point landmarks, both free to use.
+
+    Raises MissingWeights where the landmarks' file is not on this machine.
+    """
 
     def __init__(self, threshold: float = 0.2, upsampling: int = 1):
         self.threshold, self.upsampling = threshold, upsampling
@@ -46,10 +50,10 @@ class DlibFrontal:
         boxes, scores, _ = detector.run(image, self.upsampling, self.threshold)
         found = []
         for box, score in zip(boxes, scores, strict=True):
+            # Two corners of the eye on the picture's right, two of the one on its left, and the base of the nose.
             points = np.array([(point.x, point.y) for point in predictor(image, box).parts()], float)
-            eyes = sorted([points[0:2].mean(0), points[2:4].mean(0)], key=lambda eye: eye[0])
-            corners = (box.left(), box.top(), box.right(), box.bottom())
-            found.append(Face(corners, float(score), np.array([*eyes, points[4]])))
+            landmarks = np.array([points[2:4].mean(0), points[0:2].mean(0), points[4]])
+            found.append(Face((box.left(), box.top(), box.right(), box.bottom()), float(score), landmarks))
         return sorted(found, key=lambda face: face.box)
 
 
@@ -70,53 +74,97 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def align(image: np.ndarray, face: Face, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The FFHQ-aligned crop of a face, (size, size, 3) uint8, and the 2x3 matrix from photograph to crop.
 
-    Shrinking goes by area, through a crop at the photograph's own resolution; beyond the border it is reflected.
+    The matrix takes centres of pixels to centres of pixels. Shrinking goes by area, through a crop at no less than the
+    photograph's own resolution; beyond the border it is reflected.
     """
-    matrix = similarity(face.landmarks, TEMPLATE * size)
-    factor = max(1, int(np.ceil(1 / np.hypot(*matrix[:, 0]))))
-    crop = cv2.warpAffine(
-        image, matrix * factor, (size * factor, size * factor), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
-    )
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), matrix
+    matrix = similarity(face.landmarks, TEMPLATE * size - 0.5)
+    factor = max(1, int(np.ceil(1 / _scale(matrix))))
+    sides = (size * factor, size * factor)
+    fine = cv2.warpAffine(image, _resized(matrix, factor), sides, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA), matrix
 
 
 def whole(image: np.ndarray, size: int) -> tuple[Face, np.ndarray, np.ndarray]:
     """A picture that is one aligned face: itself as a face, its (size, size) crop, and the matrix between them."""
     height, width = image.shape[:2]
-    matrix = np.array([[size / width, 0, 0], [0, size / height, 0]])
+    matrix = _resized(np.eye(2, 3), np.array([size / width, size / height]))
     kernel = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_CUBIC
     crop = cv2.resize(image, (size, size), interpolation=kernel)
-    return Face((0, 0, width, height), 1.0, TEMPLATE * (width, height)), crop, matrix
+    return Face((0, 0, width, height), 1.0, TEMPLATE * (width, height) - 0.5), crop, matrix
 
 
 def is_aligned(image: np.ndarray) -> bool:
-    """Whether a square picture is one FFHQ-aligned face already: one is found, and it would hardly be moved."""
+    """Whether a square picture is an FFHQ-aligned face already: it has a face whose alignment would hardly move it."""
     if image.shape[0] != image.shape[1]:
         return False
-    side = 256
-    found = DlibFrontal().detect(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
-    if len(found) != 1:
-        return False
-    return bool(np.abs(found[0].landmarks / side - TEMPLATE).max() < 0.08)
+    side = 256  # small pictures are enlarged: dlib finds no face below 40 pixels
+    target = TEMPLATE * side - 0.5
+    found = DlibFrontal().detect(whole(image, side)[1])
+    return any(np.abs(face.landmarks - target).max() < ALIGNED * side for face in found)
 
 
 def paste(image: np.ndarray, crop: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The photograph with a restored crop blended in; pixels outside its soft mask stay bit for bit."""
+    """The photograph (H, W, 3) uint8 with a crop (S, S, 3) blended in; `matrix` is from photograph to crop.
+
+    Pixels outside the crop's soft mask stay bit for bit. A crop that covers all of the photograph replaces it.
+    """
+    size = len(crop)
+    if _scale(matrix) > 1:  # shrinking goes by area here too
+        small = max(1, round(size / _scale(matrix)))
+        matrix, size = _resized(matrix, small / size), small
+        crop = cv2.resize(crop, (small, small), interpolation=cv2.INTER_AREA)
     height, width = image.shape[:2]
     inverse = cv2.invertAffineTransform(matrix)
-    back = cv2.warpAffine(crop, inverse, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    mask = cv2.warpAffine(_soft_mask(crop.shape[0]), inverse, (width, height), flags=cv2.INTER_LINEAR)[..., None]
-    blended = image + mask * (back.astype(np.float32) - image)
-    return np.where(mask > 0, blended.round().clip(0, 255), image).astype(np.uint8)
+    if _covers(matrix, size, width, height):
+        return cv2.warpAffine(crop, inverse, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    corners = _apply(inverse, _corners(size, size))
+    left, top = np.floor(corners.min(0)).astype(int).clip(0)
+    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    pasted = image.copy()
+    if left < right and top < bottom:
+        inverse[:, 2] -= (left, top)
+        sides = (int(right - left), int(bottom - top))
+        part = pasted[top:bottom, left:right]
+        back = cv2.warpAffine(crop, inverse, sides, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        mask = cv2.warpAffine(_soft_mask(size), inverse, sides, flags=cv2.INTER_LINEAR)[..., None]
+        part[:] = (part + mask * (back.astype(np.float32) - part)).round()
+    return pasted
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _soft_mask(size: int) -> np.ndarray:
-    """1 inside, falling smoothly to 0 at the border, (size, size) float32."""
+    """1 inside, falling smoothly to 0 at the border, with rounded corners: (size, size) float32."""
     distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) / size
     ramp = np.clip(distance / FEATHER - 0.2, 0, 1)
     smooth = (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
     return np.outer(smooth, smooth)
+
+
+def _resized(matrix: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
+    """The matrix to the same crop at `factor` times its size (one number, or across and down)."""
+    factors = np.broadcast_to(factor, 2)
+    shift = np.zeros((2, 3))
+    shift[:, 2] = (factors - 1) / 2  # of the centre of the first pixel
+    return matrix * factors[:, None] + shift
+
+
+def _scale(matrix: np.ndarray) -> float:
+    """Pixels of the crop to a pixel of the photograph."""
+    return float(np.sqrt(np.linalg.det(matrix[:, :2])))
+
+
+def _corners(width: int, height: int) -> np.ndarray:
+    return np.array([[0, 0], [width, 0], [width, height], [0, height]]) - 0.5
+
+
+def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _covers(matrix: np.ndarray, size: int, width: int, height: int) -> bool:
+    """Whether the crop covers the whole photograph."""
+    inside = _apply(matrix, _corners(width, height))
+    return bool(((inside > -0.51) & (inside < size - 0.49)).all())
 
 
 def photographs() -> dict[str, np.ndarray]:

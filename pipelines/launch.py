@@ -165,8 +165,12 @@ def _forwarding(progress: Progress | None) -> Any:
 
     def drain() -> None:
         while not (done.is_set() and queue.empty()):
-            with contextlib.suppress(Empty):
+            try:
                 progress(*queue.get(timeout=0.5))
+            except Empty:
+                continue
+            except ray.exceptions.RayError:  # the cluster is going away
+                return
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -202,7 +206,7 @@ def _work(loop: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def show(*event: Any) -> None:
-        if queue:
+        if queue is not None:
             queue.put(event)
 
     worker = Worker(

@@ -8,10 +8,11 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
@@ -23,9 +24,18 @@ from osdface.errors import UserError
 from pipelines.pairs import Manifest
 
 log = logging.getLogger(__name__)
+FORMAT = "1"  # of what a run records, kept as a tag
 TAG = "osdface."  # before every tag of ours
 DIGEST_LENGTH = 36  # what MLflow's table of datasets holds; tags and the source keep the whole digest
 VALUE_LENGTH = 500  # of a parameter
+PARAMS_PER_CALL = 100
+PAUSE = 300  # seconds in which a run leaves a server alone that did not take a record
+SETTINGS = {  # of MLflow, where the environment has none
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a server that is down takes minutes of every call
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 
 
 def uri() -> str:
@@ -39,22 +49,42 @@ def client(address: str) -> MlflowClient:
 
     Raises UserError naming the server if it does not answer.
     """
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
-        if not address.startswith("sqlite:///"):
-            made = MlflowClient(address)
-            made.search_experiments(max_results=1)
-            return made
-        path = Path(address.removeprefix("sqlite:///"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with _making(address):
             made = MlflowClient(address)
             made.search_experiments(max_results=1)
         return made
-    except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow at {address}: does not answer ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # every kind of store has its own
+        raise UserError(f"MLflow at {address}: does not answer ({reason(error)}); is it running?") from None
+
+
+def _making(address: str) -> contextlib.AbstractContextManager[Any]:
+    """A lock between the processes that may make a SQLite file's tables; servers look after themselves."""
+    if not address.startswith("sqlite:///"):
+        return contextlib.nullcontext()
+    path = Path(address.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_suffix(".lock"))
+
+
+@contextlib.contextmanager
+def process_wide(address: str) -> Iterator[None]:
+    """Make `address` MLflow's process-wide one for a while: its SQL registry looks LoggedModels up there alone."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(address)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: back to the default
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def experiment(made: MlflowClient, stage: str, address: str) -> str:
@@ -73,19 +103,29 @@ def experiment(made: MlflowClient, stage: str, address: str) -> str:
 
 
 def git_revision() -> str | None:
-    """The code's git revision ("+" where files are changed), None outside a checkout."""
-    folder = Path(__file__).parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    """The code's git revision ("+" where files are changed); None where this file is in no repository."""
+    if not _git("ls-files", Path(__file__).name):  # installed: a repository around it is somebody else's
+        return None
+    return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() or None
 
 
 class Run:
-    """One MLflow run, begun here or elsewhere. A tracking server that fails delays nothing: one warning, and on."""
+    """One MLflow run, begun here or elsewhere.
+
+    What a failing server does not take is lost: one warning, and on. It is asked again after PAUSE seconds.
+    """
 
     def __init__(self, run_id: str, address: str):
         self.id, self.uri = run_id, address
-        self._failed = False
+        self._warned, self._again = False, 0.0
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Log metrics at a step."""
@@ -108,13 +148,22 @@ class Run:
             Image.fromarray(image).save(path)
             self.artifact(path, folder or None)
 
-    def _try(self, call: Any) -> None:
+    def _try(self, call: Callable[[MlflowClient], Any]) -> None:
+        if time.monotonic() < self._again:
+            return
         try:
             call(client(self.uri))
         except Exception as error:  # training must not stop for its log
-            if not self._failed:
-                log.warning("MLflow at %s does not take records (%s); going on without", self.uri, error)
-            self._failed = True
+            if not self._warned:
+                log.warning("MLflow at %s does not take records (%s); going on without", self.uri, reason(error))
+            self._warned = True
+            if self.uri.startswith("http") and not refused(error):
+                self._again = time.monotonic() + PAUSE
+
+
+def refused(error: Exception) -> bool:
+    """Whether MLflow answered, and what it was asked for is not there or not allowed."""
+    return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @contextlib.contextmanager
@@ -129,26 +178,40 @@ def run(
 ) -> Iterator[Run]:
     """Begin (or resume) a run: resolved config, dataset with our digest, git revision, parent runs by stage.
 
-    It ends FINISHED, KILLED by an interrupt, or FAILED by any other exception.
+    It ends FINISHED, KILLED by an interrupt or SIGTERM under Ray, or FAILED by any other exception. Raises UserError
+    where the server does not take it: nothing has been trained yet, and a model without its run has no lineage.
     """
     address = uri()
     made = client(address)
-    run_id = resume if resume and _exists(made, resume) else None
-    if run_id is None:
-        run_id = made.create_run(experiment(made, stage, address), run_name=name).info.run_id
-        _describe(made, run_id, config, manifest, data, parents)
-    else:
-        made.update_run(run_id, status="RUNNING")
     status = RunStatus.FAILED
+    run_id = ""
     try:
+        try:
+            run_id = resume if resume and exists(made, resume) else _create(made, stage, name, address)
+            made.update_run(run_id, status="RUNNING")
+            if run_id != resume:
+                _describe(made, run_id, config, manifest, data, parents)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"MLflow at {address}: cannot begin the run {name} ({reason(error)})") from None
         yield Run(run_id, address)
         status = RunStatus.FINISHED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = RunStatus.KILLED
         raise
     finally:
-        with contextlib.suppress(Exception):
-            made.set_terminated(run_id, RunStatus.to_string(status))
+        if run_id:
+            _end(made, run_id, status)
+
+
+def _create(made: MlflowClient, stage: str, name: str, address: str) -> str:
+    return made.create_run(experiment(made, stage, address), run_name=name).info.run_id
+
+
+def _end(made: MlflowClient, run_id: str, status: int) -> None:
+    try:
+        made.set_terminated(run_id, RunStatus.to_string(status))
+    except Exception as error:  # what was trained is there all the same
+        log.warning("MLflow does not take the end of run %s (%s)", run_id, reason(error))
 
 
 def attach(run_id: str, address: str) -> Run:
@@ -156,22 +219,27 @@ def attach(run_id: str, address: str) -> Run:
     return Run(run_id, address)
 
 
-def _exists(made: MlflowClient, run_id: str) -> bool:
+def exists(made: MlflowClient, run_id: str) -> bool:
+    """Whether the server knows this run (and it is not deleted)."""
     try:
         return made.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
+    except MlflowException as error:
+        if refused(error):
+            return False
+        raise
 
 
 def _describe(
     made: MlflowClient, run_id: str, config: dict[str, Any], manifest: Manifest, data: Path, parents: dict[str, str]
 ) -> None:
-    tags = {"dataset_digest": manifest.digest, "dataset": str(data.absolute())}
+    tags = {"format": FORMAT, "dataset_digest": manifest.digest, "dataset": str(data.absolute())}
     tags |= {f"run.{stage}": parent for stage, parent in parents.items()}
     if revision := git_revision():
         tags["git_revision"] = revision
-    flat = [Param(key, value[:VALUE_LENGTH]) for key, value in _flat(config).items()]
-    made.log_batch(run_id, params=flat[:100], tags=[RunTag(TAG + key, value) for key, value in tags.items()])
+    made.log_batch(run_id, tags=[RunTag(TAG + key, value) for key, value in tags.items()])
+    params = [Param(key, value[:VALUE_LENGTH]) for key, value in _flat(config).items()]
+    for start in range(0, len(params), PARAMS_PER_CALL):
+        made.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
     made.log_dict(run_id, config, "config.json")
     source = json.dumps({"uri": str(data.absolute()), "digest": manifest.digest})
     profile = json.dumps({"rows": manifest.counts.rows, **manifest.counts.splits, "recipe": manifest.spec.recipe.name})

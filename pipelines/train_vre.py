@@ -92,7 +92,7 @@ class VREStage:
     def step(self, step: Step) -> Metrics:
         """One autoencoder step, then one discriminator step, over the branches that the engines hold."""
         autoencoder, discriminator = step.engines["autoencoder"], step.engines["discriminator"]
-        images = {name: step.batch[name] for name in autoencoder.module}
+        images = {name: self._resized(step.batch[name]) for name in autoencoder.module}
         # Through the module: an engine's outputs refuse the extra gradients that the adaptive weight takes.
         coded = autoencoder.module(images)
         adversarial_on = self.config.losses.adversarial > 0 and step.index >= self.config.losses.adversarial_start
@@ -139,10 +139,16 @@ class VREStage:
     @torch.no_grad()
     def sheet(self, batch: dict[str, Any]) -> np.ndarray:
         """HQ | reconstructed | LQ | reconstructed."""
-        coded = self.autoencoders({name: batch[name] for name in ("hq", "lq")})
+        images = {name: self._resized(batch[name]) for name in ("hq", "lq")}
+        coded = self.autoencoders(images)
         return sheet_of_tensors(
-            {"HQ": batch["hq"], "HQ coded": coded["hq"].image, "LQ": batch["lq"], "LQ coded": coded["lq"].image}
+            {"HQ": images["hq"], "HQ coded": coded["hq"].image, "LQ": images["lq"], "LQ coded": coded["lq"].image}
         )
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Pictures at the tokenizer's own size."""
+        size = self.autoencoders["lq"].shape.size
+        return images if images.shape[-1] == size else F.interpolate(images, (size, size), mode="area")
 
     def save(self, folder: Path) -> None:
         """`hq.safetensors`, `lq.safetensors` (names of the published tensors) and `config.json`."""

@@ -22,6 +22,7 @@ def doctor() -> dict[str, Any]:
 
     from osdface import weights
 
+    files = weights.status(check=True)
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -29,7 +30,7 @@ def doctor() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "compiler": {tool: shutil.which(tool) for tool in ("g++", "ninja")},
-        "weights": [status._asdict() for status in weights.status(check=True)],
+        "weights": [status._asdict() for status in files],
     }
     for name, value in result.items():
         if name == "weights":
@@ -41,7 +42,7 @@ def doctor() -> dict[str, Any]:
     if not result["compiler"]["g++"]:
         console.say("no g++: DeepSpeed cannot compile its op, so training will not start; install a C++ compiler")
     console.say("[bold]third-party weights[/]")
-    for status in weights.status(check=True):
+    for status in files:
         console.say(f"  {_mark(status)} {status.name:<18}{_place(status)}")
     return result
 

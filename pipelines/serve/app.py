@@ -1,11 +1,16 @@
 """The HTTP side of the endpoint: limits, errors as problem documents (RFC 9457), lineage headers."""
 
+import logging
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -15,10 +20,14 @@ from osdface.config import Strict
 from osdface.imagefile import ImageError, open_header
 from osdface.restorer import resolve
 from pipelines import registry
-from pipelines.serve.replica import Replica
+from pipelines.serve import replica
+from pipelines.serve.replica import Answer, Task
 
+log = logging.getLogger("ray.serve")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF")  # PIL reads many more, some by other programs
 STATUS = {"empty": 400, "unknown": 415, "animated": 415, "too_large": 413, "unreadable": 422}
-TITLES = {400: "Bad request", 413: "Picture too large", 415: "Not a picture", 422: "Unreadable picture"}
+Faces = Literal["auto", "whole", "aligned"]
+Format = Literal["png", "jpeg"]
 
 
 class Model(Strict):
@@ -33,42 +42,42 @@ class Model(Strict):
 
 
 class Limits(Strict):
-    """bytes of a request's body; pixels of a picture, from its header."""
+    """bytes of a request's body; pixels of a picture, from its header; whole_pixels: of one with `faces=whole`, all of
+    which goes through the network at once."""
 
     bytes: int = 20 * 2**20
     pixels: int = 25_000_000
+    whole_pixels: int = 2**20
 
 
 class Problem(Exception):
-    """An answer other than the picture."""
+    """An answer other than what was asked for."""
 
-    def __init__(self, status: int, detail: str):
+    def __init__(self, status: int, detail: str, headers: Any = None):
         super().__init__(detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.headers = status, detail, headers
+
+    def response(self) -> JSONResponse:
+        """As a problem document (RFC 9457); `about:blank` means that the status says what kind it is."""
+        title = HTTPStatus(self.status).phrase
+        body = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
 
 
 api = FastAPI(title="osdface", summary="One-step diffusion face restoration", docs_url=None, redoc_url=None)
 
 
-@api.exception_handler(Problem)
-async def _problem(_: Request, problem: Problem) -> JSONResponse:
-    body = {"type": "about:blank", "title": TITLES.get(problem.status, "Error"), "status": problem.status}
-    return JSONResponse(body | {"detail": problem.detail}, problem.status, media_type="application/problem+json")
-
-
 @api.exception_handler(HTTPException)
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    return await _problem(request, Problem(error.status_code, str(error.detail)))
+async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+    return Problem(error.status_code, str(error.detail), error.headers).response()
 
 
 @api.exception_handler(RequestValidationError)
-async def _bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
-    return await _problem(request, Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))
+    return Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}").response()
 
 
-@serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})
-@serve.ingress(api)
 class Endpoint:
     """Takes a picture by HTTP, checks its header, hands it to the replicas."""
 
@@ -76,22 +85,17 @@ class Endpoint:
         self.replica, self.model, self.limits = replica, Model(**model), Limits(**limits)
 
     @api.post("/v1/restore", response_class=Response)
-    async def restore(
-        self,
-        request: Request,
-        faces: Literal["auto", "whole", "aligned"] = "auto",
-        format: Literal["png", "jpeg"] = "png",
-    ) -> Response:
+    async def restore(self, request: Request, faces: Faces = "auto", format: Format = "png") -> Response:
         """Restore a picture: the body is an image, or a multipart form with one in `image` (or `file`)."""
-        data = await self._picture(request)
         try:
-            open_header(data, "the picture", self.limits.pixels)
-        except ImageError as error:
-            raise Problem(STATUS[error.fault], str(error)) from None
-        answer = await self.replica.restore.remote(data, faces, format)
-        if answer.fault:
-            raise Problem(422, answer.fault)
-        return Response(answer.picture, media_type=f"image/{format}", headers=self._headers(answer.faces))
+            answer = await self._answer(await self._picture(request), faces, format)
+            response = Response(answer.picture, media_type=f"image/{format}", headers={"X-Faces": str(answer.faces)})
+        except Problem as problem:
+            response = problem.response()
+        response.headers["X-Model-Version"] = self.model.version
+        response.headers["X-Run-Id"] = self.model.run_id
+        response.headers["X-Dataset-Digest"] = self.model.dataset_digest
+        return response
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, str]:
@@ -101,13 +105,16 @@ class Endpoint:
     async def served(self) -> Model:
         return self.model
 
-    def _headers(self, faces: int) -> dict[str, str]:
-        return {
-            "X-Model-Version": self.model.version,
-            "X-Run-Id": self.model.run_id,
-            "X-Dataset-Digest": self.model.dataset_digest,
-            "X-Faces": str(faces),
-        }
+    async def _answer(self, data: bytes, faces: Faces, format: Format) -> Answer:
+        check(data, self.limits.whole_pixels if faces == "whole" else self.limits.pixels)
+        try:
+            answer = await self.replica.restore.remote(Task(data, faces, format))
+        except (RayError, RayServeException):
+            log.exception("a replica failed")
+            raise Problem(503, "the model could not answer; try again", {"Retry-After": "5"}) from None
+        if answer.fault:
+            raise Problem(422, answer.fault)
+        return answer
 
     async def _picture(self, request: Request) -> bytes:
         """The picture's bytes. The body is counted as it arrives, so that a long one is never held."""
@@ -116,7 +123,7 @@ class Endpoint:
             body += chunk
             if len(body) > self.limits.bytes:
                 raise Problem(413, f"the body has more than {self.limits.bytes} bytes")
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return bytes(body)
         return await self._from_form(request, bytes(body))
 
@@ -135,14 +142,32 @@ class Endpoint:
         raise Problem(400, "the multipart form has no file named 'image'")
 
 
+def check(data: bytes, pixels: int) -> None:
+    """Look at a picture's header, before anything is decoded. Raises Problem for what will not be taken."""
+    try:
+        image = open_header(data, "the picture", pixels)
+    except ImageError as error:
+        raise Problem(STATUS[error.fault], str(error)) from None
+    except Exception:  # PIL's readers raise many kinds
+        raise Problem(422, "the picture: its header is damaged") from None
+    if image.format not in FORMATS:
+        raise Problem(415, f"the picture: {image.format} is not read here; send one of {', '.join(FORMATS)}")
+
+
+deployment = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})(
+    serve.ingress(api)(Endpoint)
+)
+
+
 def describe(ref: str) -> tuple[str, Model]:
     """The local bundle folder of a reference, and what is told about it. Raises UserError where it isn't found."""
-    folder = resolve(ref)
+    version = None if Path(ref).is_dir() else registry.find(ref)  # a folder comes first, as for the restorer
+    folder = registry.fetch(version) if version else resolve(ref)
     config, digest = bundle.verify(folder), bundle.digest(folder)
-    version = registry.find(ref)
+    bundle.base_folder(folder, config)  # it may lie outside the bundle
     provenance = config.provenance
     return str(folder.absolute()), Model(
-        model=f"models:/{version.name}/{version.version}" if version else str(folder.absolute()),
+        model=f"models:/{version.name}/{version.version}" if version else folder.name,
         version=version.version if version else digest,
         run_id=provenance.runs.get("osd", "unknown"),
         dataset_digest=provenance.dataset_digest or "unknown",
@@ -155,5 +180,5 @@ def build(ref: str, limits: Limits | None = None, threads: int = 1) -> tuple[ser
     """The Serve application for a model reference."""
     folder, model = describe(ref)
     limits = limits or Limits()
-    replica = Replica.bind(folder, limits.pixels, threads)
-    return Endpoint.bind(replica, model.model_dump(), limits.model_dump()), model
+    model_replica = replica.deployment.bind(folder, limits.pixels, threads)
+    return deployment.bind(model_replica, model.model_dump(), limits.model_dump()), model

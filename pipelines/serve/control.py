@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from osdface.config import home
-from osdface.errors import UserError
+from osdface.errors import UsageError, UserError
 from osdface.files import write_json
 
 READY = 120  # seconds that a detached endpoint may take to answer
@@ -39,12 +39,17 @@ def _foreground(model: str, host: str, port: int) -> dict[str, Any]:
 
     application, told = build(model)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     cluster.connect()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
+        signal.signal(number, lambda *_: stop.set())
     try:
-        serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
-        serve.run(application, name="osdface", route_prefix="/")
+        try:
+            serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+            serve.run(application, name="osdface", route_prefix="/")
+        except RuntimeError as error:
+            raise UserError(
+                f"{model}: the endpoint does not come up ({str(error).strip().splitlines()[-1]})"
+            ) from error
         record = _record(model, host, port, told.model_dump())
         write_json(_path(port), record)
         print(f"serving {told.model} at {record['url']} (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -67,15 +72,18 @@ def _detached(model: str, host: str, port: int) -> dict[str, Any]:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    deadline = time.monotonic() + READY
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise UserError(f"the endpoint ended at once: {_last_line(log)} (log: {log})")
-        if _path(port).exists() and _answers(host, port):
-            return json.loads(_path(port).read_text())
-        time.sleep(0.3)
-    _terminate(child.pid)
-    raise UserError(f"the endpoint did not answer within {READY} s; its log is {log}")
+    try:
+        deadline = time.monotonic() + READY
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                raise UserError(f"the endpoint ended at once: {_last_line(log).removeprefix('Error: ')} (log: {log})")
+            if _path(port).exists() and _answers(host, port):
+                return json.loads(_path(port).read_text())
+            time.sleep(0.3)
+        raise UserError(f"the endpoint did not answer within {READY} s; its log is {log}")
+    except BaseException:
+        _terminate(child.pid)
+        raise
 
 
 def status() -> list[dict[str, Any]]:
@@ -109,10 +117,11 @@ def _records() -> list[dict[str, Any]]:
     """Records whose process still is the one that wrote them; others are removed."""
     found = []
     for path in sorted((home() / "serve").glob("*.json")):
-        record = json.loads(path.read_text())
         try:
-            alive = abs(psutil.Process(record["pid"]).create_time() - record["started"]) < 1
-        except psutil.NoSuchProcess:
+            record = json.loads(path.read_text())
+            process = psutil.Process(record["pid"])
+            alive = abs(process.create_time() - record["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except (ValueError, KeyError, psutil.NoSuchProcess, FileNotFoundError):
             alive = False
         if alive:
             found.append(record)
@@ -133,6 +142,8 @@ def _terminate(pid: int) -> None:
 
 
 def _require_free(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise UsageError(f"--port {port}: a port is a number from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

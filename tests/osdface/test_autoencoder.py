@@ -43,8 +43,8 @@ def test_adapter_has_the_published_tensors():
 
 def test_shapes_from_picture_to_picture():
     autoencoder = VQAutoencoder.from_preset("tiny")
-    out = autoencoder(torch.rand(2, 3, 64, 64) * 2 - 1)
-    assert out.image.shape == (2, 3, 64, 64)
+    out = autoencoder(torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert out.image.shape == (2, 3, 32, 32)
     assert out.features.shape == (2, 64, 8, 8)
     assert out.indices.shape == (2, 64)
 
@@ -52,7 +52,7 @@ def test_shapes_from_picture_to_picture():
 def test_embedder_keeps_the_autoencoders_features():
     autoencoder = VQAutoencoder.from_preset("tiny").eval()
     embedder = VisualEmbedder.from_autoencoder(autoencoder).eval()
-    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
     count = embedder.shape.prompts
     torch.testing.assert_close(embedder(x), autoencoder.quantize.nearest_distinct(autoencoder.features(x), count))
 

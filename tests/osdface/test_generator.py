@@ -54,7 +54,7 @@ def test_only_lora_and_adapter_are_trained(base):
 
 
 def test_untrained_lora_changes_nothing_and_a_trained_one_adds_alpha_over_rank_times_b_a(base):
-    z, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 24, 128)
+    z, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 24, 64)
     model = generator(base)
     plain = base.unet(z, 399, prompt).sample
     torch.testing.assert_close(model.unet(z, 399, prompt).sample, plain)
@@ -108,7 +108,7 @@ def test_a_vre_of_another_shape_is_refused(base):
 
 def test_latent_discriminator_is_the_unets_encoder_half_with_a_patch_head(base):
     judge = LatentDiscriminator(base.unet, TINY.latent_discriminator)
-    z, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 24, 128)
+    z, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 24, 64)
     seen = {}
     hook = base.unet.mid_block.register_forward_hook(lambda *call: seen.update(h=call[2]))
     base.unet(z, t, prompt)
