@@ -1,0 +1,50 @@
+"""What tests share: a home of their own, one Ray session, a small pair dataset made once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything starts Ray: its workers inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A fresh $OSDFACE_HOME, and no tracking server but its own."""
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Ray on this machine with four logical CPUs, started once for all tests that need it."""
+    import ray
+
+    from pipelines import cluster
+
+    cluster.connect(cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def faces_folder(tmp_path_factory) -> Path:
+    """48 procedural faces of 64 px."""
+    from osdface import procedural
+
+    folder = tmp_path_factory.mktemp("faces") / "faces"
+    procedural.make(folder, 48, 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(faces_folder, ray_session, tmp_path_factory) -> Path:
+    """A pair dataset of those faces, with all three splits."""
+    from pipelines.synthesize import Split, SynthConfig, synthesize
+
+    out = tmp_path_factory.mktemp("pairs") / "pairs"
+    split = Split(val=0.15, test=0.25)
+    synthesize(SynthConfig(sources=[faces_folder], out=out, size=64, shard_rows=16, split=split))
+    return out
