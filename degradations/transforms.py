@@ -109,8 +109,8 @@ class JPEG(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, quality: int, **_: Any) -> np.ndarray:
         bgr = np.ascontiguousarray(_as(np.dtype(np.uint8), img)[..., ::-1])
         coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        decoded = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
-        return _as(img.dtype, decoded)
+        decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        return _as(img.dtype, np.ascontiguousarray(decoded[..., ::-1]))
 
 
 class ResizeTo(A.ImageOnlyTransform):

@@ -49,23 +49,6 @@ class Attention(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).reshape_as(x))
 
 
-class Level(nn.Module):
-    """The blocks at one resolution, with their attention where the preset asks for it."""
-
-    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool):
-        super().__init__()
-        widths = [channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
-        self.attn = nn.ModuleList(Attention(out_channels) for _ in range(blocks if attention else 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return x
-
-
 class Middle(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
@@ -99,6 +82,25 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0))
 
 
+class Level(nn.Module):
+    """The blocks at one resolution, with their attention where the preset asks for it, then the change of resolution."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool):
+        super().__init__()
+        widths = [channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
+        self.attn = nn.ModuleList(Attention(out_channels) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return self.upsample(self.downsample(x))
+
+
 class Encoder(nn.Module):
     """(B, 3, S, S) in [-1, 1] -> (B, width, s, s), s = S / 2^(levels - 1)."""
 
@@ -120,8 +122,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -147,8 +147,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

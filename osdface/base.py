@@ -6,7 +6,7 @@ that `osdface train base` makes.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -37,15 +37,20 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Base:
     """
     check_base(folder)
     try:
-        parts = [
-            PARTS[part].from_pretrained(
-                folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-            for part in ("vae", "unet")
-        ]
-        return Base(*parts, DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True))
+        vae, unet = _load_part(folder, "vae", dtype), _load_part(folder, "unet", dtype)
+        return Base(vae, unet, DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read as a base model: {str(error).splitlines()[0]}") from error
+
+
+def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    model, found = PARTS[part].from_pretrained(
+        folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+        output_loading_info=True,
+    )  # fmt: skip
+    if missing := sorted(found["missing_keys"]):  # diffusers would fill them with random numbers
+        raise UserError(f"{folder / part}: {len(missing)} tensors are missing, {missing[0]} the first of them")
+    return model
 
 
 def check_base(folder: Path) -> None:

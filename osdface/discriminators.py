@@ -42,6 +42,12 @@ class LatentDiscriminator(nn.Module):
     position of the mid block. The head's width and depth are inferred; the paper gives none.
     """
 
+    conv_in: nn.Module
+    time_proj: nn.Module
+    time_embedding: nn.Module
+    down_blocks: nn.ModuleList
+    mid_block: nn.Module
+
     def __init__(self, unet: UNet2DConditionModel, shape: LatentDiscriminatorShape, seed: int = 0):
         super().__init__()
         with torch.random.fork_rng(devices=[]):

@@ -34,6 +34,8 @@ class OneStepGenerator(nn.Module):
     VAE and embedder are frozen; the UNet is frozen but for the LoRA that `with_lora` adds; the adapter is trained.
     """
 
+    alpha_bar: Tensor
+
     def __init__(self, base: Base, embedder: VisualEmbedder, adapter: PromptAdapter, timestep: int):
         super().__init__()
         self.vae = base.vae.requires_grad_(False)

@@ -65,6 +65,7 @@ class VREStage:
     def __init__(self, config: VREConfig, device: torch.device, origin: dict[str, Any]):
         self.config = config
         preset = presets.preset(config.preset)
+        self.shape = preset.vre
         torch.manual_seed(config.seed)
         self.autoencoders = Branches({name: VQAutoencoder(preset.vre) for name in ("hq", "lq")}).to(device)
         self.discriminators = Branches(
@@ -83,7 +84,7 @@ class VREStage:
         yield self._phase("association", self.config.association, ["hq", "lq"])
 
     def _phase(self, name: str, duration: Duration, branches: list[str]) -> Phase:
-        engines = {
+        engines: dict[str, tuple[nn.Module, Optimizer]] = {
             "autoencoder": (Branches({b: self.autoencoders[b] for b in branches}), self.config.optimizer),
             "discriminator": (Branches({b: self.discriminators[b] for b in branches}), self.config.optimizer),
         }
@@ -103,7 +104,8 @@ class VREStage:
             real = discriminator(images)
             fake = discriminator({name: out.image.detach() for name, out in coded.items()})
             kind = self.config.losses.patch_loss
-            loss = sum(adversarial.patch_discriminator_loss(real[name], fake[name], kind) for name in images)
+            losses = [adversarial.patch_discriminator_loss(real[name], fake[name], kind) for name in images]
+            loss = torch.stack(losses).sum()
             discriminator.backward(loss)
             discriminator.step()
             metrics["discriminator"] = loss.detach()
@@ -113,14 +115,15 @@ class VREStage:
         self, images: dict[str, Tensor], coded: dict[str, Autoencoded], autoencoders: Any, discriminator: Any
     ) -> tuple[Tensor, Metrics]:
         """Eq. 8 for every branch, and eq. 11 where both are there."""
-        weights, metrics, total = self.config.losses, {}, torch.zeros((), device=next(iter(images.values())).device)
+        weights, metrics = self.config.losses, Metrics()
+        total = torch.zeros((), device=next(iter(images.values())).device)
         for name, out in coded.items():
             reconstruction = l1 = F.l1_loss(out.image, images[name])
             if self.perceptual:
                 reconstruction = l1 + weights.perceptual * self.perceptual(out.image, images[name])
             total = total + reconstruction + out.vq_loss
             metrics |= {f"{name}_l1": l1.detach(), f"{name}_vq": out.vq_loss.detach()}
-            metrics[f"{name}_perplexity"] = perplexity(out.indices, autoencoders[name].shape.codes)
+            metrics[f"{name}_perplexity"] = perplexity(out.indices, self.shape.codes)
             if discriminator:
                 with frozen(discriminator.module[name]) as patches:
                     loss = adversarial.patch_generator_loss(patches(out.image), weights.patch_loss)
@@ -147,7 +150,7 @@ class VREStage:
 
     def _resized(self, images: Tensor) -> Tensor:
         """Pictures at the tokenizer's own size."""
-        size = self.autoencoders["lq"].shape.size
+        size = self.shape.size
         return images if images.shape[-1] == size else F.interpolate(images, (size, size), mode="area")
 
     def save(self, folder: Path) -> None:

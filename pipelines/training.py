@@ -171,7 +171,7 @@ class Worker:
     device: torch.device
     rank: int
     world: int
-    report: Callable[[dict[str, Any], Path | None], None]
+    report: Callable[[dict[str, Any], Path], None]
     run: tracking.Run | None = None  # rank 0 only
     progress: Callable[..., None] | None = None
     data: PairDataset = field(init=False)

@@ -23,6 +23,9 @@ class VGG19Distance(nn.Module):
     Raises MissingWeights where torchvision's weight file is not on this machine.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         from torchvision.models import vgg19
