@@ -1,6 +1,9 @@
 """The `osdface` command."""
 
+import os
+import signal
 import sys
+from pathlib import Path
 
 import typer
 
@@ -9,8 +12,7 @@ from jobs.commands import data, demo, doctor, evaluate, faces, models, restore, 
 
 app = typer.Typer(
     name="osdface",
-    help="One-step diffusion face restoration: paired data, training, registry and endpoint.",
-    no_args_is_help=True,
+    help="One-step diffusion face restoration: paired data, training, registry and endpoint.\n\nExample: osdface demo",
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -22,7 +24,10 @@ for single in (demo, doctor, evaluate, restore):
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(console.run(typer.main.get_command(app), sys.argv[1:]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends what it began, as after Ctrl-C
+    # pip puts ninja beside this Python; DeepSpeed's op finds it on PATH alone, also where no venv is activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    sys.exit(console.run(app, sys.argv[1:]))
 
 
 if __name__ == "__main__":

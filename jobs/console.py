@@ -4,28 +4,39 @@ import contextlib
 import functools
 import inspect
 import json as jsonlib
+import math
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from typer.exceptions import TyperException
 
-from osdface.errors import UserError
+from osdface.errors import UsageError, UserError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-_screen = out
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+PAUSE = 5  # seconds between two plain lines of progress
+WIDE = 200  # columns of a table in a file or a pipe
+INTERRUPTED = 130  # exit code, as shells have it
 
 
 def say(text: str) -> None:
-    """A line for people: on standard output, or on standard error where --json has the former."""
-    _screen.print(text)
+    """A line for people, in Rich's markup: on standard output, or on standard error where --json has the former."""
+    out.print(text, soft_wrap=True)
+
+
+def show(renderable: RenderableType) -> None:
+    """A table or the like, fitted to the terminal; where there is none, wide enough to keep a row on its line."""
+    (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(renderable)
 
 
 def command(app: typer.Typer, name: str | None = None, example: str = "") -> Callable:
@@ -34,10 +45,11 @@ def command(app: typer.Typer, name: str | None = None, example: str = "") -> Cal
     def decorate(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         @functools.wraps(function)
         def run(*args: Any, json: bool, debug: bool, **kwargs: Any) -> dict[str, Any]:
-            with _screen_for(json):
+            if not json:
+                return function(*args, **kwargs)
+            with _stdout_to_stderr():
                 result = function(*args, **kwargs)
-            if json:
-                sys.stdout.write(jsonlib.dumps(result, default=str) + "\n")
+            _write_json(result)
             return result
 
         flags = [
@@ -60,38 +72,81 @@ def _flag(name: str, help: str) -> inspect.Parameter:
 
 
 @contextlib.contextmanager
-def _screen_for(json: bool) -> Iterator[None]:
-    global _screen
-    before, _screen = _screen, err if json else _screen
+def _stdout_to_stderr() -> Iterator[None]:
+    """Standard output goes to standard error, also that of C libraries and child processes, which print at will."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
-        _screen = before
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
-def run(app: click.Command, arguments: list[str]) -> int:
-    """Run a command line; returns its exit code: 0 done, 1 failed, 2 wrong use. Never shows a traceback unasked."""
+def _write_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(jsonlib.dumps(_finite(value), default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def invoke(app: typer.Typer, arguments: list[str]) -> Any:
+    """Run a command line in this process; returns what its function returns.
+
+    Not Click's `main`, which turns an interrupt into a result and an EOFError into an interrupt. Raises UsageError
+    for a command line that doesn't parse, typer.Exit for --help.
+    """
+    command = typer.main.get_command(app)
     try:
-        code = app.main(args=arguments, prog_name="osdface", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except click.Abort:
-        err.print("stopped")
-        return 130
-    except KeyboardInterrupt:
-        err.print("stopped; the same command again continues")
-        return 130
+        with command.make_context("osdface", list(arguments)) as context:
+            return command.invoke(context)
+    except TyperException as error:
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "osdface"
+        message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+        raise UsageError(f"{message} (see `{path} --help`)") from None
+
+
+def run(app: typer.Typer, arguments: list[str]) -> int:
+    """Run a command line; returns its exit code: 0 done, 1 failed, 2 wrong use. Shows a traceback only for --debug."""
+    try:
+        invoke(app, arguments or ["--help"])
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of SIGTERM
+        return _fail("stopped; the same command again continues", INTERRUPTED, arguments)
     except Exception as error:
         if "--debug" in arguments:
-            raise
-        expected = isinstance(error, UserError)
-        sentence = str(error) if expected else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
-        if "--json" in arguments:
-            sys.stdout.write(jsonlib.dumps({"error": sentence}) + "\n")
-        err.print(f"[bold red]Error:[/] {escape(sentence)}")
-        return getattr(error, "exit_code", 1)
+            traceback.print_exception(error)
+        return _fail(_sentence(error), error.exit_code if isinstance(error, UserError) else 1, arguments)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; pip install 'osdface[train,serve,eval]' brings all that commands need"
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first} (unexpected; --debug shows where)"
+
+
+def _fail(sentence: str, code: int, arguments: list[str]) -> int:
+    if "--json" in arguments:
+        _write_json({"error": sentence})
+    err.print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True)
+    return code
 
 
 @contextlib.contextmanager
@@ -100,21 +155,23 @@ def progress(unit: str = "") -> Iterator[Callable[..., None]]:
     if err.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bars:
-            tasks: dict[str, Any] = {}
+            tasks: dict[str, TaskID] = {}
 
             def draw(label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
-                task = tasks.setdefault(label, None) or bars.add_task(label, total=total)
-                tasks[label] = task
-                bars.update(task, completed=done, total=total, description=f"{label} {_numbers(values)}")
+                if label not in tasks:
+                    tasks[label] = bars.add_task(label)
+                bars.update(
+                    tasks[label], completed=done, total=total, description=f"{label} {_numbers(values)}".rstrip()
+                )
 
             yield draw
         return
     shown: dict[str, float] = {}
 
     def line(label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
-        if done >= total or time.monotonic() - shown.get(label, 0) > 5:
+        if done >= total or time.monotonic() - shown.get(label, -math.inf) > PAUSE:
             shown[label] = time.monotonic()
-            err.print(f"{label} {done}/{total} {unit} {_numbers(values)}".rstrip())
+            err.print(f"{label} {done}/{total} {unit} {_numbers(values)}".rstrip(), markup=False, soft_wrap=True)
 
     yield line
 

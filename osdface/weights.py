@@ -79,16 +79,23 @@ WEIGHTS: dict[str, Weights] = {
 
 
 class Status(NamedTuple):
-    """What is known of one file. digest: "unknown" where none is known to compare with."""
+    """What is known of one file.
+
+    digest: "unknown" where none is known to compare with. expected: its sha256, or the first eight digits of it.
+    looked_in: the folders, in order. switches_off: what its absence does; otherwise: what to do then.
+    """
 
     name: str
     file: str
     present: bool
     path: Path | None
     digest: Digest
+    expected: str | None
+    looked_in: list[Path]
     licence: str
     commercial: bool | None
     switches_off: str
+    otherwise: str
 
 
 def places(name: str) -> Iterator[Path]:
@@ -127,8 +134,21 @@ def status(check: bool = False) -> list[Status]:
 
 def _status(name: str, check: bool) -> Status:
     wanted = WEIGHTS[name]
-    path = next((path for path in places(name) if path.is_file()), None)
+    paths = list(places(name))
+    path = next((path for path in paths if path.is_file()), None)
     digest: Digest = "not checked"
     if path and check:
         digest = "unknown" if not wanted.sha256 else "ok" if sha256(path).startswith(wanted.sha256) else "mismatch"
-    return Status(name, wanted.file, path is not None, path, digest, wanted.licence, wanted.commercial, wanted.enables)
+    return Status(
+        name,
+        wanted.file,
+        path is not None,
+        path,
+        digest,
+        wanted.sha256,
+        [place.parent for place in paths],
+        wanted.licence,
+        wanted.commercial,
+        wanted.enables,
+        wanted.otherwise,
+    )

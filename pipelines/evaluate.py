@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
 
 from osdface import bundle, files
-from osdface.config import resolved
 from osdface.errors import UserError
-from osdface.restorer import Restorer
+from osdface.restorer import Restorer, resolve
 from pipelines import report, tracking
 from pipelines.metrics import METRICS
 from pipelines.pairs import PairDataset, read_manifest
 
 BATCH = 16
-SHOWN = 8
+SHOWN = 8  # pairs of the sheet
 UNTRAINED = "untrained"
+METRICS_FILE, ROWS_FILE, SHEET_FILE = "metrics.json", "rows.parquet", "sheet.png"
+
+Progress = Callable[..., None]
+Sheet = list[list[np.ndarray]]
 
 
 def evaluate(
@@ -28,50 +33,68 @@ def evaluate(
     out: Path,
     split: str = "test",
     against: str | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `metrics.json`, `rows.parquet` (a row a pair) and `sheet.png` to `out`; log them; return the report.
 
     `against` is a second model on the same pairs, or "untrained": the same generator before its first step. Metrics
-    are means over pairs of uint8 pictures at the dataset's size. Raises UserError where the split is empty.
+    are means over pairs of uint8 pictures at the dataset's size. Raises UserError where the split is empty, a model
+    is not found, `out` cannot be written, or MLflow does not answer.
     """
     manifest = read_manifest(data)
     pairs = PairDataset(data, split)
     if not len(pairs):
-        raise UserError(f"{data}: its {split} split is empty")
-    restorers = {"restored": Restorer.load(model)}
+        raise UserError(f"{data}: its {split} split is empty; it has {manifest.counts.splits}, choose with --split")
+    path = resolve(model)
+    config = bundle.read_config(path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    restorers = {"restored": Restorer.load(path, device)}
     if against:
-        restorers["against"] = Restorer.load(model, trained=False) if against == UNTRAINED else Restorer.load(against)
-    rows, shown = _measure(pairs, restorers, progress)
-    means = {
-        name: {which: float(np.mean([row[f"{which}_{name}"] for row in rows])) for which in ("lq", *restorers)}
-        for name in METRICS
-    }
-    path = restorers["restored"].path
-    result: dict[str, Any] = {
+        restorers["against"] = (
+            Restorer.load(path, device, trained=False) if against == UNTRAINED else Restorer.load(against, device)
+        )
+    _prepare(out)
+    settings = {
         "model": model,
-        "bundle_digest": bundle.digest(path) if path else None,
+        "bundle_digest": bundle.digest(path),
         "against": against,
-        "dataset_digest": manifest.digest,
         "split": split,
-        "pairs": len(rows),
-        "metrics": means,
-        "psnr": ", ".join(f"{which} {value:.2f} dB" for which, value in means["psnr"].items()),
+        "bundle": config.model_dump(mode="json", exclude={"files"}),
     }
-    _write(out, result, rows, shown)
-    _log(result, restorers["restored"], data, out)
+    with tracking.run("evaluate", f"evaluate-{split}", settings, manifest, data, config.provenance.runs) as run:
+        rows, shown = _measure(pairs, restorers, progress)
+        means = {
+            name: {which: float(np.mean([row[f"{which}_{name}"] for row in rows])) for which in ("lq", *restorers)}
+            for name in METRICS
+        }
+        result: dict[str, Any] = {
+            "model": model,
+            "bundle_digest": settings["bundle_digest"],
+            "against": against,
+            "dataset_digest": manifest.digest,
+            "run_id": run.id,
+            "split": split,
+            "pairs": len(rows),
+            "metrics": means,
+            "psnr": ", ".join(f"{which} {value:.2f} dB" for which, value in means["psnr"].items()),
+        }
+        _write(out, result, rows, shown)
+        run.metrics({f"{which}_{name}": v for name, by in means.items() for which, v in by.items()}, 0)
+        for name in (METRICS_FILE, ROWS_FILE, SHEET_FILE):
+            run.artifact(out / name, "evaluation")
     return result
 
 
-def _measure(pairs: PairDataset, restorers: dict[str, Restorer], progress: Callable[..., None] | None) -> tuple:
+def _measure(
+    pairs: PairDataset, restorers: dict[str, Restorer], progress: Progress | None
+) -> tuple[list[dict[str, Any]], Sheet]:
     rows: list[dict[str, Any]] = []
-    shown: list[list[np.ndarray]] = []
+    shown: Sheet = []
     for start in range(0, len(pairs), BATCH):
         batch = pairs.batch(range(start, min(start + BATCH, len(pairs))))
-        pictures = {"lq": report.to_uint8(batch["lq"])}
-        for which, restorer in restorers.items():
-            pictures[which] = report.to_uint8(restorer.restore(batch["lq"] / 2 + 0.5) * 2 - 1)
         hq = report.to_uint8(batch["hq"])
+        pictures = {"lq": report.to_uint8(batch["lq"])}
+        pictures |= {which: _restore(restorer, batch["lq"]) for which, restorer in restorers.items()}
         for i, key in enumerate(batch["key"]):
             values = {
                 f"{which}_{n}": f(images[i], hq[i]) for which, images in pictures.items() for n, f in METRICS.items()
@@ -84,25 +107,33 @@ def _measure(pairs: PairDataset, restorers: dict[str, Restorer], progress: Calla
     return rows, shown
 
 
-def _write(out: Path, result: dict[str, Any], rows: list[dict[str, Any]], shown: list[list[np.ndarray]]) -> None:
-    """metrics.json is written last: a folder without it is unfinished."""
+def _restore(restorer: Restorer, lq: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8: at the pairs' size, where the model works at another."""
+    restored = restorer.restore(lq / 2 + 0.5)
+    if restored.shape != lq.shape:
+        restored = F.interpolate(restored, lq.shape[-2:], mode="bicubic", antialias=True)
+    return report.to_uint8(restored * 2 - 1)
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder unfinished, before the work rather than after it: what cannot be written ends here."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").unlink(missing_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), out / "rows.parquet")
-        report.save_png(out / "sheet.png", report.sheet(shown, ["LQ", "restored", "HQ"], 192))
-        files.write_json(out / "metrics.json", result)
+        (out / METRICS_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 
 
-def _log(result: dict[str, Any], restorer: Restorer, data: Path, out: Path) -> None:
-    runs = restorer.config.provenance.runs if restorer.config else {}
-    settings = resolved(restorer.config) if restorer.config else {}
-    with tracking.run("evaluate", f"evaluate-{result['split']}", settings, read_manifest(data), data, runs) as run:
-        run.metrics({f"{which}_{name}": v for name, by in result["metrics"].items() for which, v in by.items()}, 0)
-        for name in ("metrics.json", "rows.parquet", "sheet.png"):
-            run.artifact(out / name, "evaluation")
+def _write(out: Path, result: dict[str, Any], rows: list[dict[str, Any]], shown: Sheet) -> None:
+    """metrics.json is written last: a folder without it is unfinished."""
+    coded = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), coded)
+    try:
+        files.write(out / ROWS_FILE, coded.getvalue().to_pybytes())
+        report.save_png(out / SHEET_FILE, report.sheet(shown, ["LQ", "restored", "HQ"], 192))
+        files.write_json(out / METRICS_FILE, result)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 
 
 def flat_metrics(path: Path) -> dict[str, float]:
@@ -117,5 +148,5 @@ def flat_metrics(path: Path) -> dict[str, float]:
             for name, by in metrics.items()
             for which, value in by.items()
         }
-    except (OSError, KeyError, ValueError, AttributeError):
+    except (OSError, KeyError, ValueError, AttributeError, TypeError):
         raise UserError(f"{path}: not the metrics.json of `osdface evaluate`") from None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from jobs import configs, console
 from osdface.config import load
@@ -24,20 +25,19 @@ def demo() -> dict:
 
 def _run(file: Path) -> dict:
     from jobs.chain import Chain, Runner
-    from jobs.cli import app
+    from jobs.cli import app  # here, since it imports this file
 
-    main = typer.main.get_command(app)
-    chain = load(Chain, file)
-    runner = Runner(chain, lambda words: main.main(args=words, prog_name="osdface", standalone_mode=False))
+    runner = Runner(load(Chain, file), lambda words: console.invoke(app, words))
     results = runner.run()
     console.say("\n[bold]What was made, and the time of each step[/]")
     console.table({name: f"{seconds:.1f} s" for name, seconds in runner.seconds.items()})
     console.say("")
-    for line in chain.summary:
-        console.say(line.format_map(runner.values))
+    for line in runner.summary():
+        console.say(escape(line))
     return {"work": str(runner.work), "steps": results, "seconds": runner.seconds}
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands."""
     console.command(app, "run", "osdface run jobs/configs/tiny/demo.yaml")(run)
     console.command(app, "demo", "osdface demo")(demo)

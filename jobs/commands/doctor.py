@@ -4,16 +4,26 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from jobs import console
+from osdface.config import home
+
+if TYPE_CHECKING:
+    from osdface.weights import Status
 
 PACKAGES = (
-    "osdface", "ray", "torch", "torchvision", "diffusers", "peft", "deepspeed", "albumentations", "pyarrow", "mlflow",
-    "insightface", "lpips", "pyiqa", "opencv-python-headless", "numpy", "dlib-bin", "ninja",
+    "osdface", "torch", "torchvision", "diffusers", "peft", "albumentations", "numpy", "opencv-python-headless",
+    "dlib-bin", "ray", "deepspeed", "mlflow", "pyarrow", "insightface", "lpips", "pyiqa",
 )  # fmt: skip
+DIGITS = 8  # of a digest, on the screen
+DIGESTS = {"ok": "[green]ok[/]", "mismatch": "[red]another file[/]", "unknown": "no digest published"}
 
 
 def doctor() -> dict[str, Any]:
@@ -22,29 +32,79 @@ def doctor() -> dict[str, Any]:
 
     from osdface import weights
 
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     files = weights.status(check=True)
     result: dict[str, Any] = {
         "python": platform.python_version(),
+        "home": str(home()),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "disk_free_gib": _gib(shutil.disk_usage(_nearest(home())).free),
+        "gpus": [{"name": device.name, "memory_gib": _gib(device.total_memory)} for device in devices],
+        "compiler": {"c++": shutil.which(os.environ.get("CXX", "c++")), "ninja": shutil.which("ninja")},
         "packages": {name: _version(name) for name in PACKAGES},
-        "cpus": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "compiler": {tool: shutil.which(tool) for tool in ("g++", "ninja")},
         "weights": [status._asdict() for status in files],
     }
-    for name, value in result.items():
-        if name == "weights":
-            continue
-        console.say(f"[bold]{name}[/]  {value if not isinstance(value, dict) else ''}")
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                console.say(f"  {key:<24}{inner or 'not found'}")
-    if not result["compiler"]["g++"]:
-        console.say("no g++: DeepSpeed cannot compile its op, so training will not start; install a C++ compiler")
-    console.say("[bold]third-party weights[/]")
-    for status in files:
-        console.say(f"  {_mark(status)} {status.name:<18}{_place(status)}")
+    console.show(_machine(result))
+    if missing := [name for name, path in result["compiler"].items() if not path]:
+        console.say(
+            f"[yellow]Without {' and '.join(missing)} DeepSpeed cannot compile its op, so training won't start.[/]"
+        )
+    _weights(files)
     return result
+
+
+def _machine(result: dict[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name in ("python", "home", "cpus"):
+        grid.add_row(name, escape(str(result[name])))
+    grid.add_row("memory", f"{result['memory_gib']} GiB")
+    grid.add_row("disk", f"{result['disk_free_gib']} GiB free for home")
+    gpus = [f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in result["gpus"]]
+    grid.add_row("GPUs", ", ".join(gpus) or "none: training and restoring run on the CPU")
+    for name, path in result["compiler"].items():
+        grid.add_row(name, escape(path) if path else "[yellow]not found[/]")
+    found = {name: number for name, number in result["packages"].items() if number}
+    grid.add_row("packages", ", ".join(f"{name} {number}" for name, number in found.items()))
+    if missing := result["packages"].keys() - found:
+        grid.add_row("not installed", f"[yellow]{', '.join(sorted(missing))}[/] (`make install` brings them)")
+    return grid
+
+
+def _weights(files: "list[Status]") -> None:
+    present = _table("Third-party weights that are here", "file", "sha256", "licence", "at")
+    absent = _table("Third-party weights that are not here", "file", "sha256", "switches off", "so")
+    places: dict[Path, None] = {}  # in order, each once
+    for status in files:
+        if status.path:
+            present.add_row(status.file, DIGESTS[status.digest], status.licence, escape(str(status.path)))
+        else:
+            digest = f"{status.expected[:DIGITS]}..." if status.expected else DIGESTS["unknown"]
+            absent.add_row(status.file, digest, status.switches_off, status.otherwise)
+            places |= dict.fromkeys(status.looked_in)
+    for table in (present, absent):
+        if table.row_count:
+            console.show(table)
+    if places:
+        console.say("All else works without them. Looked for, in this order, in:")
+        for place in places:
+            console.say(f"  {escape(str(place))}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _gib(size: int) -> float:
+    return round(size / 2**30, 1)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _version(name: str) -> str | None:
@@ -54,15 +114,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _mark(status: Any) -> str:
-    return "[green]+[/]" if status.present else "[yellow]-[/]"
-
-
-def _place(status: Any) -> str:
-    if status.present:
-        return f"{status.path} (digest {status.digest}; {status.licence})"
-    return f"absent: no {status.switches_off} ({status.licence})"
-
-
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     console.command(app, "doctor", "osdface doctor")(doctor)

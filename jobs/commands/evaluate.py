@@ -1,42 +1,43 @@
 """osdface evaluate: how well a model restores."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal
 
 import typer
 
 from jobs import console, options
-from osdface.errors import UserError
+from osdface.errors import UsageError, UserError
 
 
 def evaluate(
     model: options.Model,
     data: Annotated[Path, typer.Option(help="The pair dataset.")],
     out: options.Out,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which pairs.")] = "test",
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="A second model on the same pairs; `untrained`: the same one before its training."),
     ] = None,
     require: Annotated[
-        str | None, typer.Option(help="A metric that must beat --against, or the command fails.")
+        Literal["psnr", "ssim"] | None, typer.Option(help="A metric that must beat --against, or the command fails.")
     ] = None,
 ) -> dict:
     """Restore a split, compare LQ and restored with HQ: metrics.json, rows.parquet, a sheet."""
     from pipelines import evaluate as pipeline
 
+    if require and not against:
+        raise UsageError("--require compares with another model: give --against too")
     with console.progress("pairs") as progress:
         report = pipeline.evaluate(model, data, out, split, against, progress)
     for name, values in report["metrics"].items():
         console.say(f"{name:<14}" + "  ".join(f"{which} {value:.3f}" for which, value in values.items()))
     if require:
-        if against is None:
-            raise UserError("--require compares with another model: give --against too")
         ours, theirs = (report["metrics"][require][which] for which in ("restored", "against"))
-        if ours <= theirs:
+        if not ours > theirs:
             raise UserError(f"{require} {ours:.3f} does not beat {theirs:.3f} of '{against}'; see {out}/sheet.png")
     return report
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     console.command(app, "evaluate", "osdface evaluate --model model --data pairs --out evaluation")(evaluate)

@@ -10,10 +10,6 @@ from jobs import console
 app = typer.Typer(help="Procedural faces, and the real photographs that come with installed packages.")
 
 
-@app.callback()
-def group() -> None: ...
-
-
 def make(
     out: Annotated[Path, typer.Argument(help="Folder for the pictures and metadata.jsonl.")],
     count: Annotated[int, typer.Option(help="How many pictures.")] = 64,
@@ -37,15 +33,13 @@ console.command(app, "make", "osdface faces make faces --count 256 --size 128 --
 
 def photographs(out: Annotated[Path, typer.Argument(help="Folder for the pictures.")]) -> dict:
     """Copy the two real photographs of installed packages: insightface's t1 (six faces), scikit-image's astronaut."""
-    import cv2
-
     from osdface import faces
+    from pipelines import report
 
-    out.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, image in faces.photographs().items():
+        report.save_png(out / f"{name}.png", image)
         written[name] = str(out / f"{name}.png")
-        cv2.imwrite(written[name], image[..., ::-1])
     console.table(written)
     return written
 

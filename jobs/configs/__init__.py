@@ -5,6 +5,7 @@ from pathlib import Path
 from osdface.errors import UsageError
 
 FOLDER = Path(__file__).parent
+DEFAULT = "tiny"  # the set of a command without --config
 
 
 def find(ref: str, kind: str) -> Path:
