@@ -35,7 +35,8 @@ def make(
 
     Picture k has the seed `seed` + k and the identity of the first of its `per_identity` pictures. A line of metadata
     has file_name, group (the identity), seed, version (the generator's), sha256 (the file's) and parameters. Pictures
-    that the same call left finished are checked and kept. The bytes depend on nothing but the seeds and the size.
+    that the same call left finished are checked and kept. The bytes depend on nothing but the seeds and the size, save
+    that another kind of processor may shift a few values by a level or two.
 
     Raises UsageError for impossible numbers; UserError for a folder that holds something else or cannot be written.
     """

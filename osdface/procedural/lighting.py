@@ -1,73 +1,83 @@
-"""Light and what it does to matter: a key light, sky and ground around, a rim; skin, cloth and hair answer differently."""
+"""Light and what it does to matter: a key light, sky and ground around, a rim; skin and cloth answer differently."""
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from osdface.procedural.field import Array, linear, normalised
+from osdface.procedural.field import Array, along, f32, linear, normalised, rgb, tinted
 from osdface.procedural.parameters import Scene
 
-WRAP = np.float32([0.34, 0.17, 0.10])  # how far light creeps round an edge within skin: red farthest
+WRAP = (0.34, 0.17, 0.10)  # how far light creeps round an edge within skin: red farthest
+BLOCKED = (0.80, 0.88, 0.92)  # what a full shadow keeps from skin; red seeps in from beside it
 TONES = 4096
 
 
 @dataclass(frozen=True)
 class Light:
-    """`key` direction and `half`-way to the viewer in camera axes; colours in linear light."""
+    """`key` direction and `half`-way to the viewer in camera axes; (3,) colours in linear light.
+
+    `rim` is a light from behind, to the right if positive; `hardness` in [0, 1] deepens the key light's shadows.
+    """
 
     key: Array
     half: Array
     colour: Array
     sky: Array
     ground: Array
-    rim: Array
+    rim: float
     hardness: float
 
     @classmethod
     def of(cls, scene: Scene) -> "Light":
         azimuth, elevation = np.clip(scene.light[0], -1.35, 1.35), scene.light[1]
-        key = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
-        key = key.astype(np.float32)
-        half = normalised(key + np.float32([0, 0, 1]))
-        warm = np.array([1 + scene.warmth, 1, 1 - scene.warmth], np.float32)
-        around = 0.75 + 0.25 * linear(scene.colours).mean(0) / (linear(scene.colours).mean() + 1e-3)
-        strength = 0.35 + 0.75 * scene.key
-        ambient = 0.75 - 0.42 * scene.key
-        side = -np.sign(key[0])
+        flat = np.cos(elevation)
+        key = f32([np.sin(azimuth) * flat, -np.sin(elevation), np.cos(azimuth) * flat])
+        warm = f32([1 + scene.warmth, 1, 1 - scene.warmth])
+        surroundings = linear(scene.colours)
+        ambient = (0.75 - 0.42 * scene.key) * (0.75 + 0.25 * surroundings.mean(0) / (surroundings.mean() + 1e-3))
         return cls(
-            key, half, 1.15 * strength * warm, ambient * around / warm, 0.62 * ambient * around * np.float32([1.06, 1, 0.92]),
-            0.7 * scene.rim * np.array([side, 1, 1], np.float32), scene.hardness,
-        )  # fmt: skip
+            key=key,
+            half=normalised(key + f32([0, 0, 1])),
+            colour=1.15 * (0.35 + 0.75 * scene.key) * warm,
+            sky=ambient / warm,
+            ground=0.62 * ambient * f32([1.06, 1, 0.92]),
+            rim=-0.7 * scene.rim * float(np.sign(key[0])),
+            hardness=scene.hardness,
+        )
 
 
-def ambient(light: Light, normal: Array, open_sky: Array) -> Array:
-    """Light from all around, (H, W, 3), where `open_sky` (H, W) of it comes through."""
-    up = (0.5 - 0.5 * normal[..., 1])[..., None]
-    return (light.ground + up * (light.sky - light.ground)) * open_sky[..., None]
+def _ambient(light: Light, up: Array, open_sky: Array) -> Array:
+    """Light from all around, (H, W, 3): `up` from 0 to 1 mixes ground and sky, `open_sky` of it comes through."""
+    pairs = zip(light.ground, light.sky, strict=True)
+    return cv2.merge([(ground + up * (sky - ground)) * open_sky for ground, sky in pairs])
 
 
 def lit_skin(light: Light, albedo: Array, normal: Array, shadow: Array, open_sky: Array, gloss: Array) -> Array:
-    """Skin under the light: wrapped Lambert that reddens at the terminator, two Blinn lobes, a rim.
+    """Skin under the light: wrapped Lambert that reddens at the terminator, two Blinn lobes, a sheen, a rim.
 
     albedo (H, W, 3) linear; normal (H, W, 3); shadow, open_sky, gloss (H, W) in [0, 1].
     """
-    facing = (normal @ light.key)[..., None]
-    diffuse = np.clip((facing + WRAP) / (1 + WRAP), 0, 1)
-    through = 1 - shadow[..., None] * np.float32([0.80, 0.88, 0.92]) * np.float32(0.55 + 0.45 * light.hardness)
-    colour = albedo * (diffuse * through * light.colour + ambient(light, normal, open_sky))
-    gleam = np.clip(normal @ light.half, 0, 1)
-    squared = gleam * gleam
-    lobe = squared**5 * 0.055 + squared**22 * 0.16
-    edge = (1 - np.clip(normal[..., 2], 0, 1)) ** 3
-    shine = gloss * (lobe * (1 - 0.8 * shadow) + 0.10 * edge * open_sky)
-    rim = abs(light.rim[0]) * edge * np.clip(normal[..., 0] * np.sign(light.rim[0]) + 0.2, 0, 1)
-    return colour + shine[..., None] * light.colour + rim[..., None] * (0.25 + 0.5 * albedo)
+    x, y, z = cv2.split(normal)
+    facing, up = along(normal, light.key), 0.5 - 0.5 * y
+    dimmed = shadow * np.float32(0.55 + 0.45 * light.hardness)
+    channels = zip(WRAP, BLOCKED, light.colour, strict=True)
+    key = [np.clip((facing + wrap) / (1 + wrap), 0, 1) * (1 - lost * dimmed) * part for wrap, lost, part in channels]
+    edge = 1 - np.clip(z, 0, 1)
+    edge = edge * edge * edge
+    gleam = np.clip(along(normal, light.half), 0, 1)
+    lobes = 0.055 * gleam**10 + 0.16 * gleam**44
+    sheen = 0.20 * edge * np.clip(1.6 * up - 0.3, 0, 1) * open_sky  # mirrors the sky, not the ground below a chin
+    shine = gloss * (lobes * (1 - 0.8 * shadow) + sheen)
+    rim = abs(light.rim) * edge * np.clip(x * np.sign(light.rim) + 0.2, 0, 1)
+    colour = albedo * (cv2.merge(key) + _ambient(light, up, open_sky))
+    return colour + tinted(shine, light.colour) + rgb(rim) * (0.25 + 0.5 * albedo)
 
 
 def lit_cloth(light: Light, albedo: Array, normal: Array, shadow: Array) -> Array:
-    """Rough cloth: Lambert and surroundings."""
-    diffuse = np.clip(normal @ light.key, 0, 1) * (1 - 0.8 * shadow)
-    return albedo * (diffuse[..., None] * light.colour + ambient(light, normal, 1 - 0.6 * shadow))
+    """Rough cloth, Lambert and surroundings: albedo and normal (H, W, 3), shadow (H, W) in [0, 1]."""
+    diffuse = np.clip(along(normal, light.key), 0, 1) * (1 - 0.8 * shadow)
+    return albedo * (tinted(diffuse, light.colour) + _ambient(light, 0.5 - 0.5 * normal[..., 1], 1 - 0.6 * shadow))
 
 
 def _tone_table() -> Array:

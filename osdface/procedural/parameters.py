@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = "2"  # of the parameters and the drawing: part of every picture's provenance
+VERSION = "3"  # of the parameters and the drawing: part of every picture's provenance
 
 Colour = tuple[float, float, float]  # sRGB in [0, 1]
 
@@ -172,29 +172,26 @@ def _identity(seed: int) -> Identity:
     robust, age, complexion = u(), u() ** 1.3, u()  # robust: heavy jaw and brows, thin lips, beard, short hair
     grey = float(np.clip((age - 0.72) * 3.2 + n(0, 0.2), 0, 1))
     shade = float(np.clip(complexion**1.4 * u(0, 1.25) - 0.1, 0, 1))  # dark skin goes with dark hair
-    hair = (
-        _colour(np.array(RED_HAIR) * u(0.75, 1.3)) if shade > 0.45 and u() < 0.15 else _between(draw, HAIR, shade, 0.1)
-    )
-    weights = np.array(list(HAIR_STYLES.values()))
-    weights *= np.where(
-        np.isin(list(HAIR_STYLES), ["bob", "long", "bun", "fringe"]), 1.9 - 1.8 * robust, 0.1 + 1.8 * robust
-    )
-    weights[-1] *= age
+    is_red = shade > 0.45 and u() < 0.15
+    long_haired = np.isin(list(HAIR_STYLES), ["bob", "long", "bun", "fringe"])
+    weights = np.array(list(HAIR_STYLES.values())) * np.where(long_haired, 1.9 - 1.8 * robust, 0.1 + 1.8 * robust)
+    weights[-1] *= age  # bald
     bearded = robust > 0.5 and u() < 0.6
     return Identity(
         seed=seed, age=age, width=float(np.clip(n(0.545 + 0.02 * robust, 0.020), 0.50, 0.61)), height=u(0.86, 0.96),
-        jaw=0.25 * u() + 0.75 * robust * u(0.4, 1), chin=0.79 + 0.10 * u() + 0.03 * robust, cheekbones=u(), hollow=u() ** 2,
-        eye_distance=u(0.226, 0.262), eye_size=u(0.104, 0.124), eye_height=u(0.74, 1.12), eye_tilt=n(0.05, 0.06),
-        eye_depth=u(0.35, 1) + 0.25 * robust, crease=u(), iris=_between(draw, IRIS, u() * complexion**0.8, 0.08),
-        brow_height=u(0.125, 0.165) - 0.015 * robust, brow_thickness=u(0.012, 0.020) + 0.009 * robust,
-        brow_arch=u(0.004, 0.030), brow_tilt=n(0.0, 0.022), nose_length=u(0.335, 0.405), nose_width=u(0.085, 0.135),
-        nose_height=u(0.6, 1.15), nose_tip=u(0.6, 1.25), mouth_height=u(0.47, 0.52), mouth_width=u(0.175, 0.225),
-        upper_lip=u(0.026, 0.052) - 0.010 * robust, lower_lip=u(0.042, 0.072) - 0.010 * robust,
-        ear_size=u(0.85, 1.15), ear_angle=u(0.35, 0.8), skin=_between(draw, SKIN, complexion, 0.04), redness=u(),
-        freckles=max(0.0, u(-2, 1)) * complexion,
+        jaw=0.25 * u() + 0.75 * robust * u(0.4, 1), chin=0.79 + 0.10 * u() + 0.03 * robust, cheekbones=u(),
+        hollow=u() ** 2, eye_distance=u(0.226, 0.262), eye_size=u(0.104, 0.124), eye_height=u(0.74, 1.12),
+        eye_tilt=n(0.05, 0.06), eye_depth=u(0.35, 1) + 0.25 * robust, crease=u(),
+        iris=_between(draw, IRIS, u() * complexion**0.8, 0.08), brow_height=u(0.125, 0.165) - 0.015 * robust,
+        brow_thickness=u(0.012, 0.020) + 0.009 * robust, brow_arch=u(0.004, 0.030), brow_tilt=n(0.0, 0.022),
+        nose_length=u(0.335, 0.405), nose_width=u(0.085, 0.135), nose_height=u(0.6, 1.15), nose_tip=u(0.6, 1.25),
+        mouth_height=u(0.47, 0.52), mouth_width=u(0.175, 0.225), upper_lip=u(0.030, 0.056) - 0.010 * robust,
+        lower_lip=u(0.046, 0.076) - 0.010 * robust, ear_size=u(0.85, 1.15), ear_angle=u(0.35, 0.8),
+        skin=_between(draw, SKIN, complexion, 0.04), redness=u(), freckles=max(0.0, u(-2, 1)) * complexion,
         moles=tuple((u(-0.42, 0.42), u(-0.4, 0.75), u(0.006, 0.012)) for _ in range(int(draw.integers(0, 4)))),
-        hair=hair, grey=grey, hair_style=str(draw.choice(list(HAIR_STYLES), p=weights / weights.sum())),
-        hair_length=u(), hair_volume=u(), hair_curl=max(0.0, u(-0.9, 1)) if complexion > 0.25 else u(0.1, 1),
+        hair=_colour(np.array(RED_HAIR) * u(0.75, 1.3)) if is_red else _between(draw, HAIR, shade, 0.1), grey=grey,
+        hair_style=str(draw.choice(list(HAIR_STYLES), p=weights / weights.sum())), hair_length=u(), hair_volume=u(),
+        hair_curl=max(0.0, u(-0.9, 1)) if complexion > 0.25 else u(0.1, 1),
         hairline=-0.60 - 0.06 * u() - 0.14 * robust * max(0.0, age - 0.5) * u(), hair_part=u(-0.28, 0.28),
         beard_style=str(draw.choice(BEARDS)) if bearded else "none", beard=u(0.3, 1),
     )  # fmt: skip
@@ -210,6 +207,7 @@ def _scene(seed: int) -> Scene:
         mouth_open=float(np.clip(u(-0.9, 0.55) + 0.55 * smile, 0, 1)), eyes_open=u(0.72, 1.08), brow_raise=u(-0.3, 1),
         gaze=(n(0, 0.16), n(0, 0.06)), light=(n(0, 0.75), u(0.0, 1.0)), key=u(0.35, 1), hardness=u() ** 1.5,
         rim=max(0.0, u(-1, 1)), warmth=n(0, 0.07), exposure=u(0.88, 1.15),
-        glasses=str(draw.choice(GLASSES)) if u() < 0.17 else "none", frame=_muted(draw), clothes=str(draw.choice(CLOTHES)),
-        cloth=(_muted(draw), _muted(draw)), background=str(draw.choice(BACKGROUNDS)), colours=(_muted(draw), _muted(draw)),
+        glasses=str(draw.choice(GLASSES)) if u() < 0.17 else "none", frame=_muted(draw),
+        clothes=str(draw.choice(CLOTHES)), cloth=(_muted(draw), _muted(draw)),
+        background=str(draw.choice(BACKGROUNDS)), colours=(_muted(draw), _muted(draw)),
     )  # fmt: skip

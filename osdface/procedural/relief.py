@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from osdface.procedural.field import Array, bump, step
+from osdface.procedural.field import Array, bump, f32, step
 from osdface.procedural.parameters import Face, Identity, Scene, rng
 
 GRID = 256  # relief samples of a side
@@ -19,30 +19,33 @@ TABLE, TABLE_TOP, TABLE_BOTTOM = 4096, -1.2, 1.2
 
 @dataclass(frozen=True)
 class Lips:
-    """The mouth's curves over u: v of each border; `half` is where they meet."""
+    """The mouth's curves over u: v of each border from above downwards; `half` is the u where they meet.
+
+    Closed lips meet at the `seam`; open, they are `gap` apart, from `roof` to `floor`.
+    """
 
     half: float
     seam: Array
     gap: Array
     top: Array
+    roof: Array
+    floor: Array
     bottom: Array
 
 
 def lips(identity: Identity, scene: Scene, u: Array) -> Lips:
+    """The mouth's curves at places u of the frontal view, in whatever shape these come."""
     half = identity.mouth_width * (1 + 0.20 * scene.smile - 0.06 * scene.mouth_open)
-    t = np.clip(np.abs(u) / half, 0, 1).astype(np.float32)
-    seam = (
-        identity.mouth_height
-        - 0.10 * scene.smile * (t**2 - 0.25)
-        + 0.010 * (bump(t, 0, 0.22) - 0.7 * bump(t, 0.3, 0.2))
-    )
-    opening = 0.075 * max(0.0, scene.mouth_open - 0.15)
-    gap = opening * np.sqrt(np.clip(1 - (t / 0.93) ** 2, 0, 1))
-    thin = 1 - 0.35 * max(scene.smile, 0.0)
+    t = f32(np.clip(np.abs(u) / half, 0, 1))
+    bend = 0.010 * (bump(t, 0, 0.22) - 0.7 * bump(t, 0.3, 0.2)) - 0.10 * scene.smile * (t * t - 0.25)
+    seam = identity.mouth_height + bend
+    gap = 0.075 * max(0.0, scene.mouth_open - 0.15) * np.sqrt(np.clip(1 - t * t * (1 / 0.93**2), 0, 1))
+    roof, floor = seam - 0.35 * gap, seam + 0.65 * gap
+    thin = 1 - 0.25 * max(scene.smile, 0.0)  # a smile stretches them
     bow = 1 - 0.26 * bump(t, 0, 0.15) + 0.05 * bump(t, 0.26, 0.15)
-    top = seam - 0.35 * gap - identity.upper_lip * thin * bow * np.clip(1 - t**1.6, 0, 1) ** 0.8
-    bottom = seam + 0.65 * gap + identity.lower_lip * thin * np.clip(1 - t**2.2, 0, 1) ** 0.85
-    return Lips(half, seam, gap, top, bottom)
+    top = roof - identity.upper_lip * thin * bow * np.clip(1 - t**1.6, 0, 1) ** 0.8
+    bottom = floor + identity.lower_lip * thin * np.clip(1 - t**2.2, 0, 1) ** 0.85
+    return Lips(half, seam, gap, top, roof, floor, bottom)
 
 
 class Column:
@@ -54,7 +57,7 @@ class Column:
         up = np.clip((self.middle - v) / (self.middle - self.top), 0, 0.9999)
         down = np.clip((v - self.middle) / (self.bottom - self.middle), 0, 0.9999)
         crown = (1 - up**2.5) ** 0.46
-        power = 2.5 + 1.5 * identity.jaw
+        power = 2.15 + 1.35 * identity.jaw
         jaw = (1 - down**power) ** (0.68 - 0.16 * identity.jaw)
         width = identity.width * np.where(v < self.middle, crown, jaw)
         width *= 1 - 0.035 * np.exp(-(((v + 0.28) / 0.16) ** 2)) + 0.02 * np.exp(-(((v - 0.12) / 0.14) ** 2))
@@ -62,7 +65,7 @@ class Column:
         profile = np.convolve(np.pad(profile, 250, mode="edge"), np.hanning(501) / 250, mode="same")[250:-250]
         depth = profile * np.where(v < self.middle, (1 - up**2.4) ** 0.5, (1 - down**7) ** 0.5)
         slopes = [np.gradient(np.log(side), v) for side in (width, depth)]
-        self.table = np.stack([width, depth, *slopes], -1).astype(np.float32)
+        self.table = f32(np.stack([width, depth, *slopes], -1))
 
     def at(self, v: Array) -> Array:
         """(..., 4): width, depth, and the slopes of their logarithms at heights v."""
@@ -82,10 +85,8 @@ def relief(face: Face) -> Array:
     u, v = axes()
     a = np.abs(u)
     height = _upper(i, s, a, v) + _cheeks(i, s, a, v) + _nose(i, u, a, v) + _mouth(i, s, u, a, v) + _age(i, s, a, v)
-    uneven = cv2.resize(
-        rng(4, i.seed).standard_normal((9, 9)).astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_CUBIC
-    )
-    return cv2.GaussianBlur((height + 0.004 * uneven).astype(np.float32), (0, 0), 0.7)
+    uneven = cv2.resize(f32(rng(4, i.seed).standard_normal((9, 9))), (GRID, GRID), interpolation=cv2.INTER_CUBIC)
+    return cv2.GaussianBlur(height + 0.004 * uneven, (0, 0), 0.7)
 
 
 def _upper(i: Identity, s: Scene, a: Array, v: Array) -> Array:
@@ -113,9 +114,8 @@ def _nose(i: Identity, u: Array, a: Array, v: Array) -> Array:
     base = EYES + i.nose_length
     tip = base - 0.045
     along = np.clip((v - EYES) / (tip - EYES), 0, 1)
-    rise = (
-        i.nose_height * (0.035 + 0.125 * along**1.25) * step(v, EYES - 0.07, 0.09) * (1 - step(v, base - 0.002, 0.030))
-    )
+    here = step(v, EYES - 0.07, 0.09) * (1 - step(v, base - 0.002, 0.030))
+    rise = i.nose_height * (0.035 + 0.125 * along**1.25) * here
     spread = 0.040 + (0.02 + 0.25 * i.nose_width) * along**1.5
     height = rise * np.exp(-(np.abs(u / spread) ** 2.2))
     height += 0.045 * i.nose_tip * bump(a, 0, 0.058) * bump(v, tip, 0.050)
@@ -136,7 +136,7 @@ def _mouth(i: Identity, s: Scene, u: Array, a: Array, v: Array) -> Array:
     for low, high, full in ((curve.top, curve.seam, 0.022), (curve.seam, curve.bottom, 0.032)):
         across = np.clip((v - low) / (high - low + 0.004), 0, 1)
         height += full * inside * np.clip(4 * across * (1 - across), 0, 1) ** 0.75
-    height -= 0.022 * inside * np.exp(-(((v - curve.seam) / 0.012) ** 2))
+    height -= 0.022 * inside * bump(v, curve.seam, 0.012)
     corner = m - 0.075 * s.smile
     height -= 0.022 * bump(a, curve.half + 0.012, 0.03) * bump(v, corner, 0.025)
     height -= 0.035 * bump(a, 0, 0.13) * bump(v, m + 0.125, 0.034)
@@ -150,21 +150,16 @@ def _age(i: Identity, s: Scene, a: Array, v: Array) -> Array:
     fold = i.nose_width + 0.035 + (i.mouth_width * (1 + 0.2 * smile) - i.nose_width + 0.03) * fall**0.8
     here = step(v, base - 0.05, 0.03) * (1 - step(v, i.mouth_height + 0.04, 0.06))
     depth = 0.006 + 0.014 * i.age + 0.016 * smile
-    height = -depth * here * (np.exp(-(((a - fold) / 0.022) ** 2)) - 0.6 * np.exp(-(((a - fold - 0.05) / 0.04) ** 2)))
+    height = -depth * here * (bump(a, fold, 0.022) - 0.6 * bump(a, fold + 0.05, 0.04))
     wrinkles = i.age**1.5
+    furrows = 0.008 * wrinkles * (0.5 + 0.5 * max(s.brow_raise, 0.0)) * bump(a, 0, 0.34)
     for line in range(4):
         at = -0.36 - 0.065 * line + 0.012 * np.cos(9 * a + line)
-        amount = wrinkles * (0.5 + 0.5 * max(s.brow_raise, 0.0)) * bump(a, 0, 0.34)
-        height -= 0.008 * amount * np.exp(-(((v - at) / 0.009) ** 2))
+        height -= furrows * bump(v, at, 0.009)
     outer = i.eye_distance + i.eye_size
+    feet = 0.006 * (wrinkles + 0.3 * i.age * smile) * bump(a, outer + 0.055, 0.035)
     for line in (-1, 0, 1):
-        at = EYES + 0.01 + 0.3 * line * (a - outer + 0.03)
-        height -= (
-            0.006
-            * (wrinkles + 0.3 * i.age * smile)
-            * np.exp(-(((v - at) / 0.007) ** 2))
-            * bump(a, outer + 0.055, 0.035)
-        )
+        height -= feet * bump(v - 0.3 * line * (a - outer + 0.03), EYES + 0.01, 0.007)
     bag = EYES + 0.085 - 0.7 * (a - i.eye_distance) ** 2
-    height -= (0.004 + 0.012 * i.age) * np.exp(-(((v - bag) / 0.014) ** 2)) * bump(a, i.eye_distance - 0.02, 0.09)
+    height -= (0.004 + 0.012 * i.age) * bump(v, bag, 0.014) * bump(a, i.eye_distance - 0.02, 0.09)
     return height

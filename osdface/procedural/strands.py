@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from osdface.procedural.field import Array, Window, linear, normalised, over, window
+from osdface.procedural.field import Array, Window, along, f32, linear, normalised, over, rgb, tinted, window
 from osdface.procedural.head import Head
 from osdface.procedural.lighting import Light
+from osdface.procedural.parameters import Colour
 
 NEAR, FAR = 1.1, -0.9  # the depths that a layer can tell apart
+BRIGHTEST = 2  # the tone and shine that a layer can hold
 SUBPIXEL = 4  # binary digits
-DEPTHS, LEVELS = 40, 10  # strands are drawn in so many groups, far and dark ones first
+DEPTHS, LEVELS = 28, 10  # strands are drawn in so many groups, far and dark ones first
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,6 @@ class Layer:
     """Drawn strands within the window `at`: brightness and shine where `alpha` covers, and depth in camera axes."""
 
     at: Window
-
     tone: Array
     shine: Array
     depth: Array
@@ -27,8 +28,10 @@ class Layer:
 
     def over(self, canvas: Array, hair: Array, light: Light, visible: Array | None = None) -> None:
         """Lay these strands, of the colour `hair` in linear light, on the canvas (in place)."""
-        gleam = self.shine[..., None] * (0.35 * hair + 0.055) * light.colour
-        colour = self.tone[..., None] * (hair * (0.4 + 0.6 * light.colour)) + gleam
+        if not self.alpha.size:
+            return
+        gleam = (0.45 * hair + 0.03) * light.colour
+        colour = tinted(self.tone, hair * (0.4 + 0.6 * light.colour)) + tinted(self.shine, gleam)
         canvas[self.at] = over(canvas[self.at], colour, self.alpha if visible is None else visible)
 
     def whole(self, values: Array, side: int) -> Array:
@@ -46,35 +49,42 @@ class Sheet:
         self.places: list[Array] = []
 
     def draw(self, points: Array, tone: Array, shine: Array, thickness: float, smooth: bool = True) -> None:
-        """Lines through `points` (N, K, 3), in the picture with depth; tone and shine (N, K - 1) of each piece.
+        """Lines through `points` (N, K, 3), in the picture with depth, in P pieces of one tone and shine (N, P) each.
 
-        `thickness` in half picture sides; thinner than a pixel is drawn as a pixel. Not `smooth`: with hard edges, fast.
+        K - 1 is a multiple of P. `thickness` in half picture sides; thinner than a pixel is drawn as a pixel. Not
+        `smooth`: with hard edges, fast.
         """
+        if not len(points):
+            return
         self.places.append(points[..., :2].reshape(-1, 2))
-        pieces = np.stack([points[:, :-1], points[:, 1:]], 2).reshape(-1, 2, 3)
+        pieces = _pieces(points, tone.shape[1])
         pixels = ((np.clip(pieces[..., :2], -3, 3) + 1) * (self.side / 2) - 0.5) * 2**SUBPIXEL
         near = np.clip((pieces[..., 2].mean(1) - FAR) / (NEAR - FAR), 0, 1)
-        tones, shines = np.clip(tone.ravel() / 2, 0, 1), np.clip(shine.ravel() / 2, 0, 1)
-        level = np.clip((tones + shines) * LEVELS, 0, LEVELS - 1).astype(np.int32)
-        group = (near * (DEPTHS - 1)).astype(np.int32) * LEVELS + level
+        tones, shines = (np.clip(values.ravel() / BRIGHTEST, 0, 1) for values in (tone, shine))
+        level = np.clip((tones + shines) * LEVELS, 0, LEVELS - 1).astype(np.uint16)
+        group = (near * (DEPTHS - 1)).astype(np.uint16) * np.uint16(LEVELS) + level
         order = np.argsort(group, kind="stable")
-        pixels, bounds = (
-            pixels[order].round().astype(np.int32),
-            np.searchsorted(group[order], np.arange(DEPTHS * LEVELS + 1)),
-        )
-        values = np.stack([tones, shines, near], 1)[order]
+        pixels, values = pixels[order].round().astype(np.int32), np.stack([tones, shines, near], 1)[order]
+        starts = np.flatnonzero(np.diff(group[order].astype(int), prepend=-1))
+        stops = np.append(starts[1:], len(order))
+        colours = 255 * np.add.reduceat(values, starts) / (stops - starts)[:, None]
         wide, kind = max(1, round(thickness * self.side / 2)), cv2.LINE_AA if smooth else cv2.LINE_8
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            if stop > start:
-                colour = (*(float(value) * 255 for value in values[start:stop].mean(0)), 255.0)
-                cv2.polylines(self.image, list(pixels[start:stop]), False, colour, wide, kind, SUBPIXEL)
+        for start, stop, colour in zip(starts, stops, colours.tolist(), strict=True):
+            cv2.polylines(self.image, list(pixels[start:stop]), False, (*colour, 255), wide, kind, SUBPIXEL)
 
     def layer(self) -> Layer:
-        at = window(np.concatenate(self.places or [np.zeros((1, 2))]), 0.04, self.side)
-        image = self.image[at].astype(np.float32) / 255
-        alpha = image[..., 3]
-        tone, shine, near = (image[..., k] / np.maximum(alpha, 1 / 255) for k in range(3))
-        return Layer(at, 2 * tone, 2 * shine, FAR + (NEAR - FAR) * near, alpha)
+        """What was drawn."""
+        at = window(np.concatenate(self.places or [np.full((1, 2), -9)]), 0.04, self.side)
+        alpha, *channels = (f32(self.image[at][..., k]) * np.float32(1 / 255) for k in (3, 0, 1, 2))
+        tone, shine, near = (channel / np.maximum(alpha, 1 / 255) for channel in channels)
+        return Layer(at, BRIGHTEST * tone, BRIGHTEST * shine, FAR + (NEAR - FAR) * near, alpha)
+
+
+def _pieces(points: Array, count: int) -> Array:
+    """Lines (N, K, 3) cut into so many pieces each that share their ends: (N * count, (K - 1) / count + 1, 3)."""
+    steps = (points.shape[1] - 1) // count
+    index = np.arange(count)[:, None] * steps + np.arange(steps + 1)
+    return points[:, index].reshape(-1, steps + 1, 3)
 
 
 def lit(points: Array, normal: Array, light: Light, shift: Array, exponent: float = 26) -> tuple[Array, Array]:
@@ -82,28 +92,29 @@ def lit(points: Array, normal: Array, light: Light, shift: Array, exponent: floa
 
     `shift` (N, 1) tips each strand's highlight a little along it.
     """
-    tangent = normalised(points[:, 1:] - points[:, :-1] + np.float32(1e-6))
-    facing = np.clip(0.35 + 0.65 * (normal @ light.key), 0.05, 1)
-    along = tangent @ light.key
-    diffuse = np.sqrt(np.clip(1 - along**2, 0, 1)) * facing * light.colour.mean()
-    tipped = normalised(tangent + shift[..., None] * normal)
-    shine = np.clip(1 - (tipped @ light.half) ** 2, 0, 1) ** (exponent / 2) * facing
+    tangent = normalised(points[:, 1:] - points[:, :-1] + f32(1e-6))
+    facing = np.clip(0.35 + 0.65 * along(normal, light.key), 0.05, 1)
+    towards = along(tangent, light.key)
+    diffuse = np.sqrt(np.clip(1 - towards * towards, 0, 1)) * facing * light.colour.mean()
+    tipped = normalised(tangent + rgb(np.broadcast_to(shift, facing.shape)) * normal)
+    tilt, mirror = along(tipped, light.half), np.clip(along(normal, light.half), 0, 1)
+    shine = np.clip(1 - tilt * tilt, 0, 1) ** (exponent / 2) * facing * mirror * mirror
     around = 0.35 * light.ground.mean() + (0.22 - 0.22 * normal[..., 1]) * light.sky.mean()
     return 0.95 * diffuse + around, shine
 
 
 def on_skin(
-    head: Head, light: Light, u: Array, v: Array, step: Array, length: Array, lift: float, draw: np.random.Generator
+    head: Head, u: Array, v: Array, ahead: Array, length: Array, lift: float, draw: np.random.Generator
 ) -> Array:
-    """Short curved hairs rooted at (u, v), growing along `step` (N, 2) of the frontal view: picture points (N, 4, 3)."""
+    """Short curved hairs rooted at (u, v), growing `ahead` (N, 2) on the frontal view: picture points (N, 4, 3)."""
     along = np.linspace(0, 1, 4, dtype=np.float32)[None, :, None]
-    root = head.surface(u, v)[:, None, :] + np.float32([0, 0, 0.004])
-    bend = draw.normal(0, 0.22, (len(u), 1, 2)).astype(np.float32)
-    flat = (step[:, None, :] + bend * along) * length[:, None, None] * along
-    rise = lift * length[:, None, None] * along * (1.2 - 0.5 * along)
-    return head.project(root + np.concatenate([flat, rise.astype(np.float32)], -1))
+    reach = f32(length)[:, None, None] * along
+    root = head.surface(u, v)[:, None, :] + f32([0, 0, 0.004])
+    bend = f32(draw.normal(0, 0.22, (len(u), 1, 2)))
+    flat = (f32(ahead)[:, None, :] + bend * along) * reach
+    return head.project(root + np.concatenate([flat, lift * reach * (1.2 - 0.5 * along)], -1))
 
 
-def dark(hair: Array, skin: Array) -> Array:
-    """Colour of brows and beards: as the hair's, never lighter than a good deal below the skin's."""
+def dark(hair: Colour, skin: Colour) -> Array:
+    """Colour of brows and beards, (3,) linear: as the hair's, never lighter than a good deal below the skin's."""
     return np.minimum(linear(hair) * 0.75, 0.45 * linear(skin))

@@ -1,6 +1,7 @@
 """Procedural faces: seeds, bytes, folders, and that a detector of real faces takes them for faces."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -11,13 +12,20 @@ import pytest
 
 from osdface import procedural
 from osdface.errors import UsageError, UserError
-from osdface.procedural import parameters, surroundings
+from osdface.procedural import hair, parameters, surroundings
+from osdface.procedural.head import Head
+from osdface.procedural.lighting import Light
 
-PINNED = "TBD"
+PINNED = "c89ea442974597b70b40cd0de83aa8e4796151b9582c53deaf7c8399c6c93df2"
 
 
 def digest(picture: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+@functools.cache
+def portrait(seed: int) -> np.ndarray:
+    return procedural.render(procedural.sample(seed), 256)
 
 
 @pytest.fixture
@@ -66,42 +74,47 @@ def test_identities_differ_visibly_under_one_scene():
 
 
 def test_a_face_looks_the_same_at_every_size():
-    face = procedural.sample(8)
-    large = cv2.resize(procedural.render(face, 256), (64, 64), interpolation=cv2.INTER_AREA)
-    difference = np.abs(large.astype(int) - procedural.render(face, 64))
-    assert difference.mean() < 8
-
-
-@pytest.mark.parametrize("field", ["hair_style", "beard_style"])
-def test_styles_all_draw_and_differ(field):
-    face = dataclasses.replace(procedural.sample(2), scene=dataclasses.replace(procedural.sample(2).scene, yaw=0.0))
-    names = list(parameters.HAIR_STYLES) if field == "hair_style" else ["none", *parameters.BEARDS]
-    drawn = {
-        digest(
-            procedural.render(
-                dataclasses.replace(face, identity=dataclasses.replace(face.identity, **{field: name})), 48
-            )
-        )
-        for name in names
-    }
-    assert len(drawn) == len(names)
+    large = cv2.resize(portrait(8), (64, 64), interpolation=cv2.INTER_AREA)
+    small = procedural.render(procedural.sample(8), 64)
+    assert np.abs(large.astype(int) - small).mean() < 8
 
 
 @pytest.mark.parametrize(
-    ("field", "names"),
+    ("part", "field", "names"),
     [
-        ("glasses", ("none", *parameters.GLASSES)),
-        ("clothes", parameters.CLOTHES),
-        ("background", tuple(surroundings.KINDS)),
+        ("identity", "hair_style", tuple(parameters.HAIR_STYLES)),
+        ("identity", "beard_style", ("none", *parameters.BEARDS)),
+        ("scene", "glasses", ("none", *parameters.GLASSES)),
+        ("scene", "clothes", parameters.CLOTHES),
+        ("scene", "background", parameters.BACKGROUNDS),
     ],
 )
-def test_scenes_all_draw_and_differ(field, names):
-    face = procedural.sample(2)
-    drawn = {
-        digest(procedural.render(dataclasses.replace(face, scene=dataclasses.replace(face.scene, **{field: name})), 48))
-        for name in names
-    }
+def test_every_style_draws_and_differs(part, field, names):
+    face, drawn = procedural.sample(2), set()
+    for name in names:
+        styled = dataclasses.replace(getattr(face, part), **{field: name})
+        drawn.add(digest(procedural.render(dataclasses.replace(face, **{part: styled}), 48)))
     assert len(drawn) == len(names)
+
+
+def test_tables_cover_every_style():
+    assert set(hair.STYLES) == set(parameters.HAIR_STYLES)
+    assert set(surroundings.KINDS) == set(parameters.BACKGROUNDS)
+    assert set(surroundings.FRAMES) == set(parameters.GLASSES)
+    assert set(surroundings.CUTS) == set(parameters.CLOTHES)
+
+
+def test_hair_leaves_most_faces_free():
+    covered = []
+    for seed in range(24):
+        face = procedural.sample(seed)
+        light = Light.of(face.scene)
+        head = Head(face, 96, light.key)
+        front = hair.scalp_hair(head, light)[1]
+        middle = (np.abs(head.u) < 0.3) & (np.abs(head.v - 0.2) < 0.3)  # from the eyes to the mouth
+        covered.append(front.whole(front.alpha, 96)[middle].mean())
+    assert np.mean(np.array(covered) < 0.03) >= 0.8
+    assert max(covered) < 0.5
 
 
 def test_the_extremes_of_pose_and_expression_draw():
@@ -113,12 +126,12 @@ def test_the_extremes_of_pose_and_expression_draw():
 
 def test_dlib_finds_the_faces_about_the_middle():
     detector, found = dlib.get_frontal_face_detector(), 0
-    for seed in range(40):
-        boxes, scores, _ = detector.run(procedural.render(procedural.sample(seed), 256), 1, 0.2)
+    for seed in range(30):
+        boxes, scores, _ = detector.run(portrait(seed), 1, 0.2)
         if boxes:
             box = boxes[int(np.argmax(scores))]
             found += abs(box.center().x - 128) < 40 and abs(box.center().y - 140) < 40 and 90 < box.width() < 256
-    assert found >= 36
+    assert found >= 27
 
 
 # folders
