@@ -16,8 +16,15 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.exceptions import TyperException
 
 from osdface.errors import UsageError, UserError
@@ -25,7 +32,7 @@ from osdface.errors import UsageError, UserError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 PAUSE = 5  # seconds between two plain lines of progress
-WIDE = 200  # columns of a table in a file or a pipe
+WIDE = 250  # columns of a table in a file or a pipe
 INTERRUPTED = 130  # exit code, as shells have it
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from osdface import bundle, files
 from osdface.errors import UserError
-from osdface.restorer import Restorer, resolve
+from osdface.restorer import Restorer
 from pipelines import report, tracking
 from pipelines.metrics import METRICS
 from pipelines.pairs import PairDataset, read_manifest
@@ -45,7 +45,7 @@ def evaluate(
     pairs = PairDataset(data, split)
     if not len(pairs):
         raise UserError(f"{data}: its {split} split is empty; it has {manifest.counts.splits}, choose with --split")
-    path = resolve(model)
+    path = bundle.resolve(model)
     config = bundle.read_config(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorers = {"restored": Restorer.load(path, device)}
