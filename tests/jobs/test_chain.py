@@ -112,12 +112,6 @@ def test_a_step_whose_output_is_gone_runs_again_and_what_it_made_differently_doe
     run(machine, three())
     assert machine.take() == ["synth"], "the same result again: what depends on it stays"
     (home / "w" / "pairs").unlink()
-    run(
-        machine,
-        three(),
-    )
-    machine.take()
-    (home / "w" / "pairs").unlink()
     different = Machine()
     Runner(parse(Chain, three(), "c"), lambda words: different(words) | {"run_id": "new"}).run()
     assert different.ran == ["synth", "train"]
@@ -163,11 +157,10 @@ def test_inputs_from_elsewhere_count_by_their_contents(machine, home, tmp_path):
     assert machine.take() == []
     (folder / "a" / "1.png").write_bytes(b"two")
     run(machine, data)
-    assert machine.take() == ["draw", "synth", "show", "train"] or machine.ran
+    assert machine.take() == ["draw", "synth", "show", "train"]
     (folder / "a" / "1.png").rename(folder / "2.png")
-    machine.take()
     run(machine, data)
-    assert machine.take()[0] == "draw"
+    assert machine.take() == ["draw", "synth", "show", "train"]
     with pytest.raises(UserError, match="gone: this input of the chain is not there"):
         run(machine, three(faces={"inputs": [str(tmp_path / "gone")]}))
 
