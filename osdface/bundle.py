@@ -8,22 +8,22 @@ BUNDLE/
   base/                              the base model, where it is small enough to travel
 """
 
+# What handles torch is imported where it is used: naming and verifying a bundle takes no seconds of diffusers.
 import json
 import shutil
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 
-from osdface.base import base_digest, load_base
+from osdface import presets
 from osdface.config import Strict
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder, sha256
-from osdface.generator import OneStepGenerator
-from osdface.presets import preset
-from osdface.vre import VisualEmbedder
+
+if TYPE_CHECKING:
+    from osdface.generator import OneStepGenerator
 
 FORMAT_VERSION = 1
 LORA, VRE, ADAPTER = "pytorch_lora_weights.safetensors", "vre.safetensors", "prompt_adapter.safetensors"
@@ -57,9 +57,15 @@ class BundleConfig(Strict):
 
 
 def save(
-    generator: OneStepGenerator, folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
+    generator: "OneStepGenerator", folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
 ) -> BundleConfig:
     """Write a bundle aside and rename it to `folder`; `base` is the folder that the generator started from."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from osdface.base import base_digest
+
     temporary = aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -82,6 +88,26 @@ def save(
 
 def _contiguous(module) -> dict:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def resolve(ref: str | Path) -> Path:
+    """The bundle folder that a model reference names: a folder, or what an `osdface.resolvers` entry point knows.
+
+    Raises UserError saying what was looked for.
+    """
+    if Path(ref).is_dir():
+        return Path(ref)
+    for entry in entry_points(group="osdface.resolvers"):
+        try:
+            found = entry.load()(str(ref))
+        except ModuleNotFoundError:
+            continue  # this resolver's extra is not installed
+        if found is not None:
+            return Path(found)
+    raise UserError(
+        f"model '{ref}' not found: give a bundle folder, models:/NAME/VERSION, models:/NAME@ALIAS or an alias "
+        "(registry references need `pip install osdface[train]`)"
+    )
 
 
 def read_config(folder: Path) -> BundleConfig:
@@ -128,17 +154,23 @@ def base_folder(folder: Path, config: BundleConfig) -> Path:
     return path
 
 
-def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[BundleConfig, OneStepGenerator]:
+def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[BundleConfig, "OneStepGenerator"]:
     """Read a bundle; with `trained=False`, the same generator as it was before its first training step.
 
     Raises UserError for a missing or changed file (`check=False` skips the digests), or a base of another digest.
     """
+    from safetensors.torch import load_file
+
+    from osdface.base import base_digest, load_base
+    from osdface.generator import OneStepGenerator
+    from osdface.vre import VisualEmbedder
+
     folder = Path(folder)
     config = verify(folder) if check else read_config(folder)
     base = base_folder(folder, config)
     if check and base_digest(base) != config.base.sha256:
         raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
-    shape = preset(config.preset)
+    shape = presets.preset(config.preset)
     embedder = VisualEmbedder(shape.vre)
     embedder.load_state_dict(load_file(folder / VRE))
     generator = OneStepGenerator.from_parts(shape, load_base(base), embedder, config.seed)
@@ -148,8 +180,11 @@ def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[Bun
     return config, generator.eval().requires_grad_(False)
 
 
-def _load_lora(generator: OneStepGenerator, path: Path) -> None:
+def _load_lora(generator: "OneStepGenerator", path: Path) -> None:
     """Fill the UNet's adapters, every one of them: a tensor left out would silently be no adapter."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     tensors = {name.removeprefix("unet."): tensor for name, tensor in load_file(path).items()}
     expected = set(get_peft_model_state_dict(generator.unet))
     if differing := expected ^ set(tensors):

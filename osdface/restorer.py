@@ -1,9 +1,8 @@
 """Picture in, picture out: one aligned face, a whole picture, or every face found in a photograph."""
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osdface import bundle, faces
-from osdface.errors import UserError
 from osdface.generator import LatentChoice, OneStepGenerator
+from osdface.modes import FaceMode
 from osdface.presets import preset
-
-FaceMode = Literal["auto", "whole", "aligned"]
 
 
 class RestoredFace(NamedTuple):
@@ -31,26 +28,6 @@ class Result(NamedTuple):
 
     image: np.ndarray
     faces: list[RestoredFace]
-
-
-def resolve(ref: str | Path) -> Path:
-    """The bundle folder that a model reference names: a folder, or what an `osdface.resolvers` entry point knows.
-
-    Raises UserError saying what was looked for.
-    """
-    if Path(ref).is_dir():
-        return Path(ref)
-    for entry in entry_points(group="osdface.resolvers"):
-        try:
-            found = entry.load()(str(ref))
-        except ModuleNotFoundError:
-            continue  # this resolver's extra is not installed
-        if found is not None:
-            return Path(found)
-    raise UserError(
-        f"model '{ref}' not found: give a bundle folder, models:/NAME/VERSION, models:/NAME@ALIAS or an alias "
-        "(registry references need `pip install osdface[train]`)"
-    )
 
 
 class Restorer:
@@ -75,7 +52,7 @@ class Restorer:
         verify: bool = True,
     ) -> "Restorer":
         """Load a bundle by reference; `trained=False` gives its generator as it was before training."""
-        path = resolve(ref)
+        path = bundle.resolve(ref)
         config, generator = bundle.load(path, trained=trained, check=verify)
         generator.unet.fuse_lora()
         generator.unet.unload_lora()

@@ -12,13 +12,13 @@ import mlflow.artifacts
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import LoggedModel, Metric
+from mlflow.entities.model_registry import ModelVersion
 
 from osdface import bundle
 from osdface.config import home
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder
 from pipelines import tracking
-from pipelines.pairs import read_manifest
 from pipelines.tracking import TAG
 
 NAME = "osdface"
@@ -105,7 +105,7 @@ def promote(version: str, name: str = NAME, alias: str = "champion") -> Version:
     """
     client = tracking.client(tracking.uri())
     chosen = _version(client, name, version)
-    fetch(chosen)
+    fetch(chosen, again=True)  # other machines have no copy in a cache
     with _alone():
         former = client.get_registered_model(name).aliases.get(alias)
         if alias == "champion" and former and str(former) != chosen.version:
@@ -140,20 +140,20 @@ def resolve(ref: str) -> Path | None:
     return None if version is None else fetch(version)
 
 
-def fetch(version: Version) -> Path:
+def fetch(version: Version, again: bool = False) -> Path:
     """The version's bundle in this machine's cache, under its digest; downloaded where it isn't there, or damaged.
 
-    Raises UserError if what the registry holds is not what was registered: the cache then stays as it was.
+    again: download in any case. Raises UserError if what the registry holds is not what was registered: the cache then
+    stays as it was.
     """
     if not re.fullmatch("[0-9a-f]{64}", version.bundle_digest):
         raise UserError(f"models:/{version.name}/{version.version}: no bundle digest is recorded for it")
     folder = home() / "cache" / "models" / version.bundle_digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        try:
-            return _checked(folder, version)
-        except UserError:
-            pass
+        with contextlib.suppress(UserError):
+            if not again:
+                return _checked(folder, version)
         temporary = aside(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -226,6 +226,8 @@ def _run(client: MlflowClient, run_id: str, above: tuple[str, ...] = ()) -> dict
 
 
 def _dataset(tags: dict[str, str]) -> dict[str, Any] | str:
+    from pipelines.pairs import read_manifest  # with it comes torch, which nothing else here needs
+
     if "dataset" not in tags:
         return NOT_RECORDED
     node: dict[str, Any] = {"digest": tags.get("dataset_digest", NOT_RECORDED), "folder": tags["dataset"]}
@@ -242,16 +244,19 @@ def _dataset(tags: dict[str, str]) -> dict[str, Any] | str:
 def _search(client: MlflowClient, name: str) -> list[Version]:
     quoted = name.replace("'", "")
     found = client.search_model_versions(f"name='{quoted}'")
-    return [_version(client, name, version.version) for version in found]
+    aliases = client.get_registered_model(name).aliases if found else {}
+    return [_read(version, aliases) for version in found]
 
 
 def _version(client: MlflowClient, name: str, number: str) -> Version:
     with _said(f"models:/{name}/{number}: no such version; `osdface models list` shows those that there are"):
-        found = client.get_model_version(name, number)
+        return _read(client.get_model_version(name, number), client.get_registered_model(name).aliases)
+
+
+def _read(found: ModelVersion, aliases: dict[str, str]) -> Version:
     tags = {key.removeprefix(TAG): value for key, value in found.tags.items() if key.startswith(TAG)}
-    aliases = client.get_registered_model(name).aliases
     return Version(
-        name=name,
+        name=found.name,
         version=str(found.version),
         bundle_digest=tags.get("bundle_digest", ""),
         dataset_digest=tags.get("dataset_digest"),

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -21,7 +21,9 @@ from PIL import Image
 
 from osdface.config import home
 from osdface.errors import UserError
-from pipelines.pairs import Manifest
+
+if TYPE_CHECKING:  # the registry's commands need no torch
+    from pipelines.pairs import Manifest
 
 log = logging.getLogger(__name__)
 FORMAT = "1"  # of what a run records, kept as a tag
@@ -171,7 +173,7 @@ def run(
     stage: str,
     name: str,
     config: dict[str, Any],
-    manifest: Manifest,
+    manifest: "Manifest",
     data: Path,
     parents: dict[str, str],
     resume: str | None = None,
@@ -230,7 +232,7 @@ def exists(made: MlflowClient, run_id: str) -> bool:
 
 
 def _describe(
-    made: MlflowClient, run_id: str, config: dict[str, Any], manifest: Manifest, data: Path, parents: dict[str, str]
+    made: MlflowClient, run_id: str, config: dict[str, Any], manifest: "Manifest", data: Path, parents: dict[str, str]
 ) -> None:
     tags = {"format": FORMAT, "dataset_digest": manifest.digest, "dataset": str(data.absolute())}
     tags |= {f"run.{stage}": parent for stage, parent in parents.items()}
@@ -243,7 +245,7 @@ def _describe(
     made.log_dict(run_id, config, "config.json")
     source = json.dumps({"uri": str(data.absolute()), "digest": manifest.digest})
     profile = json.dumps({"rows": manifest.counts.rows, **manifest.counts.splits, "recipe": manifest.spec.recipe.name})
-    dataset = Dataset(data.name, manifest.digest[:DIGEST_LENGTH], "local", source, profile=profile)
+    dataset = Dataset(data.absolute().name, manifest.digest[:DIGEST_LENGTH], "local", source, profile=profile)
     made.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 

@@ -19,9 +19,14 @@ def register(
     ] = None,
 ) -> dict:
     """Make a bundle a numbered version of the registry; the same bundle twice is the same version."""
-    from pipelines import evaluate, registry
+    from pipelines import registry
 
-    version = registry.register(bundle, name, metrics=evaluate.flat_metrics(metrics) if metrics else None)
+    values = None
+    if metrics:
+        from pipelines import evaluate  # torch and diffusers, for which a version without metrics need not wait
+
+        values = evaluate.flat_metrics(metrics)
+    version = registry.register(bundle, name, metrics=values)
     result = version._asdict()
     console.table(result)
     return result

@@ -2,7 +2,6 @@
 
 import logging
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -15,18 +14,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from osdface import bundle
 from osdface.config import Strict
 from osdface.imagefile import ImageError, open_header
-from osdface.restorer import resolve
-from pipelines import registry
-from pipelines.serve import replica
+from osdface.modes import FaceMode
 from pipelines.serve.replica import Answer, Task
 
 log = logging.getLogger("ray.serve")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF")  # PIL reads many more, some by other programs
 STATUS = {"empty": 400, "unknown": 415, "animated": 415, "too_large": 413, "unreadable": 422}
-Faces = Literal["auto", "whole", "aligned"]
 Format = Literal["png", "jpeg"]
 
 
@@ -85,7 +80,7 @@ class Endpoint:
         self.replica, self.model, self.limits = replica, Model(**model), Limits(**limits)
 
     @api.post("/v1/restore", response_class=Response)
-    async def restore(self, request: Request, faces: Faces = "auto", format: Format = "png") -> Response:
+    async def restore(self, request: Request, faces: FaceMode = "auto", format: Format = "png") -> Response:
         """Restore a picture: the body is an image, or a multipart form with one in `image` (or `file`)."""
         try:
             answer = await self._answer(await self._picture(request), faces, format)
@@ -105,7 +100,7 @@ class Endpoint:
     async def served(self) -> Model:
         return self.model
 
-    async def _answer(self, data: bytes, faces: Faces, format: Format) -> Answer:
+    async def _answer(self, data: bytes, faces: FaceMode, format: Format) -> Answer:
         check(data, self.limits.whole_pixels if faces == "whole" else self.limits.pixels)
         try:
             answer = await self.replica.restore.remote(Task(data, faces, format))
@@ -154,31 +149,6 @@ def check(data: bytes, pixels: int) -> None:
         raise Problem(415, f"the picture: {image.format} is not read here; send one of {', '.join(FORMATS)}")
 
 
-deployment = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})(
-    serve.ingress(api)(Endpoint)
-)
-
-
-def describe(ref: str) -> tuple[str, Model]:
-    """The local bundle folder of a reference, and what is told about it. Raises UserError where it isn't found."""
-    version = None if Path(ref).is_dir() else registry.find(ref)  # a folder comes first, as for the restorer
-    folder = registry.fetch(version) if version else resolve(ref)
-    config, digest = bundle.verify(folder), bundle.digest(folder)
-    bundle.base_folder(folder, config)  # it may lie outside the bundle
-    provenance = config.provenance
-    return str(folder.absolute()), Model(
-        model=f"models:/{version.name}/{version.version}" if version else folder.name,
-        version=version.version if version else digest,
-        run_id=provenance.runs.get("osd", "unknown"),
-        dataset_digest=provenance.dataset_digest or "unknown",
-        bundle_digest=digest,
-        preset=config.preset,
-    )
-
-
-def build(ref: str, limits: Limits | None = None, threads: int = 1) -> tuple[serve.Application, Model]:
-    """The Serve application for a model reference."""
-    folder, model = describe(ref)
-    limits = limits or Limits()
-    model_replica = replica.deployment.bind(folder, limits.pixels, threads)
-    return deployment.bind(model_replica, model.model_dump(), limits.model_dump()), model
+deployment = serve.deployment(
+    max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1}, graceful_shutdown_wait_loop_s=0.2
+)(serve.ingress(api)(Endpoint))

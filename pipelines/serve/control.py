@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,12 @@ def _foreground(model: str, host: str, port: int) -> dict[str, Any]:
     from ray import serve
 
     from pipelines import cluster
-    from pipelines.serve.app import build
+    from pipelines.serve.build import build
 
     application, told = build(model)
-    stop = threading.Event()
     cluster.connect()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, signal.default_int_handler)
     try:
         try:
             serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
@@ -53,7 +51,8 @@ def _foreground(model: str, host: str, port: int) -> dict[str, Any]:
         record = _record(model, host, port, told.model_dump())
         write_json(_path(port), record)
         print(f"serving {told.model} at {record['url']} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        stop.wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
     finally:
         _path(port).unlink(missing_ok=True)
         with contextlib.suppress(Exception):

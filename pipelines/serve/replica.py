@@ -3,15 +3,17 @@
 import asyncio
 import io
 import os
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from ray import serve
 
 from osdface.imagefile import ImageError, read_image
-from osdface.restorer import FaceMode, Restorer, Result
+from osdface.modes import FaceMode
+
+if TYPE_CHECKING:
+    from osdface.restorer import Result
 
 BATCH, WAIT = 8, 0.02  # pictures, seconds
 
@@ -36,6 +38,10 @@ class Replica:
     """Holds one model; takes and gives encoded pictures. Work runs in a thread, so that the loop fills batches."""
 
     def __init__(self, folder: str, max_pixels: int, threads: int):
+        import torch  # here, so that Ray's other processes, which only need to know of this class, start without
+
+        from osdface.restorer import Restorer
+
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         torch.set_num_threads(threads)
         self.restorer = Restorer.load(folder)
@@ -66,7 +72,7 @@ class Replica:
                 answers[i] = _encoded(result, tasks[i].format)
         return [answers[i] for i in range(len(tasks))]
 
-    def _restored(self, images: list[np.ndarray], mode: FaceMode) -> list[Result | None]:
+    def _restored(self, images: list[np.ndarray], mode: FaceMode) -> list["Result | None"]:
         """Results of the model. Where a batch fails, its pictures go one by one; None for one that a sound model cannot
         restore."""
         try:
@@ -85,11 +91,14 @@ class Replica:
 
 
 deployment = serve.deployment(
-    max_ongoing_requests=4 * BATCH, ray_actor_options={"num_cpus": 0.2}, health_check_period_s=30
+    max_ongoing_requests=4 * BATCH,
+    ray_actor_options={"num_cpus": 0.2},
+    health_check_period_s=30,
+    graceful_shutdown_wait_loop_s=0.2,
 )(Replica)
 
 
-def _encoded(result: Result | None, format: str) -> Answer:
+def _encoded(result: "Result | None", format: str) -> Answer:
     if result is None:
         return Answer(fault="the picture: the model cannot restore it")
     coded = io.BytesIO()
