@@ -1,0 +1,244 @@
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from osdface.errors import UserError
+from pipelines import tracking
+from pipelines.pairs import read_manifest
+
+CONFIG = {
+    "preset": "tiny",
+    "optimizer": {"lr": 1e-4, "betas": [0.9, 0.999]},
+    "tag": "",
+    "init": None,
+    "note": "x" * 600,
+}
+
+
+@pytest.fixture
+def begin(mlflow_home, pairs):
+    """tracking.run with the small pair dataset filled in."""
+
+    def run(stage="vre", name="vre-1", parents=None, resume=None):
+        return tracking.run(stage, name, CONFIG, read_manifest(pairs), pairs, parents or {}, resume)
+
+    return run
+
+
+def client() -> MlflowClient:
+    return tracking.client(tracking.uri())
+
+
+def test_a_run_holds_config_dataset_revision_and_parents(begin, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "git_revision", lambda: "e" * 40 + "+")
+    digest = read_manifest(pairs).digest
+    with begin("osd", "osd-1", {"base": "b" * 32, "vre": "c" * 32}) as run:
+        run.metrics({"g/l1": 0.5}, 3)
+        run.image("sheets/end.png", np.zeros((4, 4, 3), np.uint8))
+        (tmp_path / "note.json").write_text("{}")
+        run.artifact(tmp_path / "note.json", "checkpoints")
+        run.tag({"bundle_digest": "d" * 64})
+    found = client().get_run(run.id)
+    assert found.info.run_name == "osd-1"
+    tags = found.data.tags
+    assert tags["osdface.dataset_digest"] == digest
+    assert tags["osdface.dataset"] == str(pairs)
+    assert tags["osdface.git_revision"] == "e" * 40 + "+"
+    assert (tags["osdface.run.base"], tags["osdface.run.vre"]) == ("b" * 32, "c" * 32)
+    assert tags["osdface.bundle_digest"] == "d" * 64
+    assert found.data.params["optimizer.lr"] == "0.0001"
+    assert found.data.params["init"] == "null"
+    assert found.data.params["note"] == "x" * tracking.VALUE_LENGTH
+    assert found.data.metrics == {"g/l1": 0.5}
+    (given,) = found.inputs.dataset_inputs
+    assert digest.startswith(given.dataset.digest)
+    assert len(given.dataset.digest) == tracking.DIGEST_LENGTH
+    assert json.loads(given.dataset.source) == {"uri": str(pairs), "digest": digest}
+    assert given.tags[0].value == "training"
+    stored = client().download_artifacts(run.id, "config.json")
+    assert json.loads(Path(stored).read_text()) == CONFIG
+    assert [f.path for f in client().list_artifacts(run.id, "sheets")] == ["sheets/end.png"]
+    assert [f.path for f in client().list_artifacts(run.id, "checkpoints")] == ["checkpoints/note.json"]
+
+
+def test_one_experiment_a_stage_with_artifacts_under_home(begin, mlflow_home):
+    for stage, name in (("vre", "a"), ("vre", "b"), ("osd", "c")):
+        with begin(stage, name):
+            pass
+    found = {e.name: e for e in client().search_experiments()}
+    assert set(found) == {"Default", "osdface/vre", "osdface/osd"}
+    assert len(client().search_runs([found["osdface/vre"].experiment_id])) == 2
+    assert found["osdface/osd"].artifact_location == (mlflow_home / "artifacts" / "osd").as_uri()
+    assert len(list((mlflow_home / "artifacts").rglob("config.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError, "FAILED"), (UserError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_a_run_ends_as_its_work_did(begin, error, status):
+    def work():
+        with begin() as run:
+            ids.append(run.id)
+            assert client().get_run(run.id).info.status == "RUNNING"
+            raise error
+
+    ids = []
+    with pytest.raises(error):
+        work()
+    assert client().get_run(ids[0]).info.status == status
+
+
+def test_resuming_continues_the_same_run(begin):
+    with contextlib.suppress(InterruptedError), begin() as first:
+        first.metrics({"loss": 2.0}, 0)
+        raise InterruptedError
+    with begin(resume=first.id) as second:
+        assert client().get_run(second.id).info.status == "RUNNING"
+        second.metrics({"loss": 1.0}, 1)
+    assert second.id == first.id
+    assert client().get_run(first.id).info.status == "FINISHED"
+    assert [(m.step, m.value) for m in client().get_metric_history(first.id, "loss")] == [(0, 2.0), (1, 1.0)]
+
+
+def test_a_run_that_the_server_has_lost_begins_anew(begin):
+    with begin() as first:
+        pass
+    client().delete_run(first.id)
+    with begin(resume=first.id) as second:
+        pass
+    assert second.id != first.id
+    with begin(resume="f" * 32) as third:
+        pass
+    assert third.id not in (first.id, second.id)
+
+
+def test_another_process_logs_to_the_run(begin, environment):
+    script = "import sys\nfrom pipelines import tracking\ntracking.attach(*sys.argv[1:]).metrics({'loss': 1.5}, 7)"
+    with begin() as run:
+        subprocess.run([sys.executable, "-c", script, run.id, run.uri], env=environment, check=True, timeout=120)
+    assert client().get_run(run.id).data.metrics == {"loss": 1.5}
+
+
+def test_a_server_that_is_down_is_one_sentence(begin, monkeypatch, free_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=f"MLflow at http://127.0.0.1:{free_port}: does not answer") as caught:
+        begin().__enter__()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"mlflow\.db: does not answer"):
+        tracking.client(tracking.uri())
+
+
+@pytest.fixture
+def server(mlflow_home, monkeypatch, free_port):
+    """MLflow's own HTTP server over this home's database, in a thread; stops when the test says so, or ends."""
+    from werkzeug.serving import make_server
+
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{mlflow_home / 'mlflow.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(mlflow_home / "served"))
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    from mlflow.server import app, handlers
+
+    monkeypatch.setattr(handlers, "_tracking_store", None)
+    running = make_server("127.0.0.1", free_port, app, threaded=True)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+
+    def stop():
+        running.shutdown()
+        running.server_close()
+        thread.join()
+
+    yield stop
+    if thread.is_alive():
+        stop()
+
+
+def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog):
+    with begin() as run:
+        run.metrics({"loss": 2.0}, 0)
+        assert client().get_run(run.id).data.metrics == {"loss": 2.0}
+        server()
+        with caplog.at_level(logging.WARNING, tracking.log.name):
+            run.metrics({"loss": 1.0}, 1)
+            run.metrics({"loss": 0.5}, 2)
+            run.image("sheets/end.png", np.zeros((4, 4, 3), np.uint8))
+        assert len([r for r in caplog.records if "does not take records" in r.message]) == 1
+    assert "does not take the end of run" in caplog.records[-1].message
+
+
+def test_a_server_that_comes_back_is_asked_again_after_a_pause(server, begin, monkeypatch):
+    with begin() as run:
+        for pause, logged in ((300, {}), (0, {"loss": 1.0})):
+            monkeypatch.setattr(tracking, "PAUSE", pause)
+            mine = tracking.attach(run.id, "http://127.0.0.1:1")
+            mine.metrics({"loss": 2.0}, 0)
+            mine.uri = run.uri
+            mine.metrics({"loss": 1.0}, 1)
+            assert client().get_run(run.id).data.metrics == logged
+
+
+def test_sigterm_in_a_training_leaves_a_killed_run(begin, environment, pairs):
+    script = """
+import signal, sys, pathlib
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what Ray does
+from pipelines import tracking
+from pipelines.pairs import read_manifest
+data = pathlib.Path(sys.argv[1])
+with tracking.run("vre", "v", {}, read_manifest(data), data, {}) as run:
+    print(run.id, flush=True)
+    signal.pause()
+"""
+    command = [sys.executable, "-c", script, str(pairs)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    run_id = child.stdout.readline().strip()
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait(60) == 143
+    assert client().get_run(run_id).info.status == "KILLED"
+
+
+def test_nothing_is_pickled(begin, mlflow_home):
+    with begin() as run:
+        run.image("sheets/end.png", np.zeros((4, 4, 3), np.uint8))
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    files = [path for path in (mlflow_home / "artifacts").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".png"}
+
+
+def test_git_revision_is_the_codes_own(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    file = tmp_path / "tracking.py"
+    file.write_text("")
+    monkeypatch.setattr(tracking, "__file__", str(file))
+    assert tracking.git_revision() is None
+    git("init", "-q")
+    assert tracking.git_revision() is None  # installed into somebody else's repository
+    git("add", "tracking.py")
+    git("commit", "-qm", "a")
+    revision = tracking.git_revision()
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+    file.write_text("changed")
+    assert tracking.git_revision() == revision + "+"
