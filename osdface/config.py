@@ -42,7 +42,7 @@ def load(model: type[Model], path: Path, overrides: Iterable[str] = (), **values
         data = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
         raise UsageError(f"{path}: cannot read this configuration ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: a configuration is a mapping of keys to values")
@@ -72,7 +72,10 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UsageError(f"--set {override}: '{parent}' holds a value, not keys")
-    data[last] = yaml.safe_load(text)
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: '{text}' is not valid YAML; quote what has special characters") from None
 
 
 def resolved(config: BaseModel) -> dict[str, Any]:

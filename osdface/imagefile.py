@@ -1,15 +1,17 @@
 """Encoded picture -> uint8 RGB array, with the header checked before anything is decoded."""
 
+import contextlib
 import io
 import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from osdface.errors import UserError
 
 MAX_PIXELS = 100_000_000
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs (EPS)
 Fault = Literal["empty", "unknown", "animated", "too_large", "unreadable"]
 
 
@@ -27,16 +29,19 @@ def open_header(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS
         raise ImageError("empty", f"{name}: is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        raise ImageError("too_large", f"{name}: has more than {max_pixels} pixels") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise ImageError("unknown", f"{name}: is not a picture this program reads") from None
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            moving = getattr(image, "is_animated", False) and image.format != "MPO"  # a camera's JPEG with a preview
+    except Image.DecompressionBombError as error:  # Pillow's own limit, below any larger `max_pixels`
+        raise ImageError("too_large", f"{name}: {error}") from None
+    except Exception:  # parsers of damaged headers raise many kinds
+        raise ImageError("unknown", f"{name}: is not a picture this program reads ({', '.join(FORMATS)})") from None
     if image.width * image.height > max_pixels:
         raise ImageError("too_large", f"{name}: {image.width}x{image.height} is more than {max_pixels} pixels")
-    if getattr(image, "is_animated", False):
-        raise ImageError("animated", f"{name}: is animated; give a still picture")
+    if moving:
+        raise ImageError("animated", f"{name}: is animated or has several pages; give a still picture")
+    if image.mode == "F":
+        raise ImageError("unknown", f"{name}: has floating-point pixels of unknown range; give 8 or 16 bits")
     return image
 
 
@@ -50,7 +55,8 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            image = ImageOps.exif_transpose(image)
+            with contextlib.suppress(Exception):  # broken metadata spoils no picture
+                image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits: PIL would clip, not scale
             image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

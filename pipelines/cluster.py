@@ -2,8 +2,10 @@
 
 import logging
 import os
+import socket
 
 import ray
+import ray.data
 
 from osdface.errors import UserError
 
@@ -20,7 +22,9 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray turns token authentication on for a local cluster and warns of it at every start: a good default, said once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that its bars are off is our own doing
     try:
+        _reach(address)
         ray.init(
             address=address or "local",
             num_cpus=None if address else cpus,
@@ -28,12 +32,19 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if not address:
             raise
         raise UserError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _reach(address: str | None) -> None:
+    """Knock first, since Ray tries for minutes. Raises OSError if nothing listens at HOST:PORT."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def require_cpus(needed: float) -> None:

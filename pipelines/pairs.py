@@ -6,19 +6,19 @@ DATASET/
   shards/part-00000.parquet ...
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import ValidationError
-from torch.utils.data import Dataset
 
 from degradations.recipe import Recipe
 from osdface.config import Strict, digest
@@ -26,7 +26,10 @@ from osdface.errors import UserError
 from osdface.files import sha256
 from osdface.imagefile import read_image
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:  # imported where a tensor is made: synthesis and verification start without it
+    from torch import Tensor
+
+FORMAT_VERSION: Final = 1
 ROW_GROUP = 16  # rows: small, since training reads them in shuffled order
 SCHEMA = pa.schema(
     [
@@ -43,6 +46,8 @@ SCHEMA = pa.schema(
         ("recipe_digest", pa.string()),
     ]
 )
+REJECTS = pa.schema([("source_uri", pa.string()), ("reason", pa.string())])
+Format = Literal["png", "jpeg"]
 
 
 class Spec(Strict):
@@ -52,8 +57,8 @@ class Spec(Strict):
     seed: int
     variants: int
     size: int
-    hq_format: str
-    lq_format: str
+    hq_format: Format
+    lq_format: Format
     val: float
     test: float
     shard_rows: int
@@ -99,13 +104,7 @@ class Manifest(Strict):
 def row_digest(row: dict[str, Any]) -> str:
     """sha256 over everything of a row that a reader sees."""
     pictures = {name: hashlib.sha256(row[name]).hexdigest() for name in ("hq", "lq")}
-    names = ("key", "source_uri", "source_sha256", "variant", "split", "trace", "recipe_digest")
-    return digest({name: row[name] for name in names} | pictures)
-
-
-def content_digest(row_digests: Sequence[str]) -> str:
-    """A shard's digest: that of its rows' digests in order."""
-    return digest(list(row_digests))
+    return digest({name: row[name] for name in SCHEMA.names} | pictures)
 
 
 def dataset_digest(spec: Spec, contents: Sequence[str]) -> str:
@@ -128,6 +127,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: damaged or of another format ({field}: {fault['msg']})") from None
 
 
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A dataset's Parquet file, opened for reading. Raises UserError naming one that is missing, torn or another."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the dataset's `osdface data synth` again to restore it") from None
+    except (OSError, pa.ArrowException) as error:
+        fault = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({fault}); delete it and run the synth again") from None
+
+
 class Verified(NamedTuple):
     """What `verify` found in order."""
 
@@ -138,92 +150,135 @@ class Verified(NamedTuple):
 
 
 def verify(folder: Path, replay: int = 8) -> Verified:
-    """Check every shard's bytes and rows, the dataset's digest, and `replay` rows from their own columns.
+    """Check every shard's bytes and rows, rejects, counts and digest, and `replay` rows from their own columns.
 
-    Raises UserError naming the first shard or row at fault.
+    Raises UserError naming the first file or row at fault.
     """
     folder, manifest = Path(folder), read_manifest(folder)
-    per_shard = -(-replay // max(len(manifest.shards), 1))
-    replayed = 0
+    strays = {path.name for path in (folder / "shards").glob("[!._]*")} - {shard.name for shard in manifest.shards}
+    if strays:
+        raise UserError(f"{folder / 'shards' / min(strays)}: readers see it, but the manifest does not; remove it")
+    total = max(sum(shard.rows for shard in manifest.shards), 1)
+    replay = min(replay, total)
+    seen = replayed = 0
     for shard in manifest.shards:
+        seen += shard.rows
         path = folder / "shards" / shard.name
-        if not path.is_file():
-            raise UserError(f"{path}: missing; run the dataset's `osdface data synth` again to restore it")
-        if sha256(path) != shard.sha256:
-            raise UserError(f"{path}: its bytes differ from the manifest's sha256; delete it and run synth again")
-        rows = list(_rows(path))
-        if content_digest([row_digest(row) for row in rows]) != shard.content:
-            raise UserError(f"{path}: its rows differ from the manifest's digest of them; was manifest.json edited?")
-        for row in rows[: min(per_shard, replay - replayed)]:
-            _replay(path, row)
+        for row in _verified(path, shard, replay * seen // total - replayed):  # its share of them
+            _replay(path, row, manifest.spec)
             replayed += 1
-    expected = dataset_digest(manifest.spec, [shard.content for shard in manifest.shards])
-    if expected != manifest.digest:
+    if dataset_digest(manifest.spec, [shard.content for shard in manifest.shards]) != manifest.digest:
         raise UserError(f"{folder}/manifest.json: its digest is not that of its spec and shards; was it edited?")
+    with open_parquet(folder / "rejects.parquet") as file:
+        counts = count(manifest.shards, manifest.spec, file.metadata.num_rows)
+    if counts != manifest.counts:
+        raise UserError(f"{folder}/manifest.json: its counts are not those of its shards and rejects; was it edited?")
     return Verified(manifest.digest, len(manifest.shards), manifest.counts.rows, replayed)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
+def _verified(path: Path, shard: Shard, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows of a shard that is what the manifest says."""
+    digests: list[str] = []
+    splits: list[str] = []
+    first: list[dict[str, Any]] = []
+    with open_parquet(path) as file:
+        hashed = sha256(path)  # before any row: reading damaged bytes can end in every kind of error
+        if hashed != shard.sha256:
+            raise UserError(f"{path}: its bytes differ from the manifest's sha256; delete it and run the synth again")
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group).to_pylist()
+            for row in file.read_row_group(group).to_pylist():
+                digests.append(row_digest(row))
+                splits.append(row["split"])
+                if len(first) < count:
+                    first.append(row)
+    if describe(path, hashed, digests, splits) != shard:
+        raise UserError(f"{path}: its rows differ from what manifest.json says of them; was it edited?")
+    return first
 
 
-def _replay(path: Path, row: dict[str, Any]) -> None:
+def describe(path: Path, hashed: str, row_digests: Sequence[str], splits: Sequence[str]) -> Shard:
+    """What the manifest says of the shard at `path` whose bytes' sha256 is `hashed`."""
+    return Shard(
+        name=path.name,
+        rows=len(row_digests),
+        bytes=path.stat().st_size,
+        sha256=hashed,
+        content=digest(list(row_digests)),
+        splits={name: splits.count(name) for name in sorted(set(splits))},
+    )
+
+
+def count(shards: Sequence[Shard], spec: Spec, rejects: int) -> Counts:
+    """A dataset's counts, from those of its shards."""
+    rows = sum(shard.rows for shard in shards)
+    splits = {name: sum(shard.splits.get(name, 0) for shard in shards) for name in ("train", "val", "test")}
+    return Counts(sources=rows // spec.variants, rows=rows, rejects=rejects, splits=splits)
+
+
+def _replay(path: Path, row: dict[str, Any], spec: Spec) -> None:
     from degradations.degrade import replay as replay_trace  # here, since Albumentations is slow to import
 
     lq = replay_trace(read_image(row["hq"]), json.loads(row["trace"]))
-    if not np.array_equal(lq, read_image(row["lq"])):
+    stored = read_image(encode(lq, spec.lq_format))  # a JPEG of it is what the row keeps
+    if not np.array_equal(stored, read_image(row["lq"])):
         raise UserError(f"{path}: row {row['key']} does not replay; compare library versions with its manifest's")
 
 
-class PairDataset(Dataset):
-    """One split of a pair dataset; `batch` gives pictures as float tensors (B, 3, H, W) in [-1, 1].
+def encode(image: np.ndarray, format: Format) -> bytes:
+    """(H, W, 3) uint8 RGB to PNG (lossless) or JPEG at quality 95."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if format == "png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    return cv2.imencode(f".{format}", np.ascontiguousarray(image[..., ::-1]), options)[1].tobytes()
 
-    Row groups are read as they are needed and a bounded number is kept. `groups` lists the positions of each.
+
+class PairDataset:
+    """One split of a pair dataset, as a map-style dataset of PyTorch.
+
+    An item is {"key": str, "hq": tensor, "lq": tensor}: float32 (3, H, W) in [-1, 1]. Row groups are read as they are
+    needed and `kept_groups` of them kept; `groups` lists the positions that each holds. Raises UserError for a folder
+    that is no finished dataset, or a shard that cannot be read.
     """
 
     def __init__(self, folder: Path, split: str, kept_groups: int = 64):
         self.folder = Path(folder)
-        self.rows: list[tuple[int, int, int]] = []  # shard, row group, row in it
+        self.rows: list[tuple[Path, int, int]] = []  # shard, row group, row in it
         self.groups: list[list[int]] = []
-        self.names = [shard.name for shard in read_manifest(folder).shards]
-        for shard, name in enumerate(self.names):
-            try:
-                self._index(shard, self.folder / "shards" / name, split)
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{self.folder / 'shards' / name}: cannot be read ({error})") from None
+        for shard in read_manifest(folder).shards:
+            self._index(self.folder / "shards" / shard.name, split)
         self._group = functools.lru_cache(kept_groups)(self._read_group)
 
-    def _index(self, shard: int, path: Path, split: str) -> None:
-        with pq.ParquetFile(path) as file:
+    def _index(self, path: Path, split: str) -> None:
+        with open_parquet(path) as file:
             for group in range(file.num_row_groups):
                 splits = file.read_row_group(group, columns=["split"]).column(0).to_pylist()
                 members = [row for row, name in enumerate(splits) if name == split]
                 if members:
                     self.groups.append(list(range(len(self.rows), len(self.rows) + len(members))))
-                    self.rows += [(shard, group, row) for row in members]
+                    self.rows += [(path, group, row) for row in members]
 
-    def _read_group(self, shard: int, group: int) -> list[dict[str, Any]]:
-        with pq.ParquetFile(self.folder / "shards" / self.names[shard]) as file:
+    def _read_group(self, path: Path, group: int) -> list[dict[str, Any]]:
+        with open_parquet(path) as file:
             return file.read_row_group(group, columns=["key", "hq", "lq"]).to_pylist()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, group, row = self.rows[index]
-        stored = self._group(shard, group)[row]
+        path, group, row = self.rows[index]
+        stored = self._group(path, group)[row]
         return {"key": stored["key"], "hq": _tensor(stored["hq"]), "lq": _tensor(stored["lq"])}
 
     def batch(self, indices: Iterable[int]) -> dict[str, Any]:
-        """Rows stacked: {"key": list of str, "hq": tensor, "lq": tensor}."""
+        """Rows stacked: {"key": list of str, "hq": tensor, "lq": tensor}, the tensors (B, 3, H, W) in [-1, 1]."""
+        import torch
+
         items = [self[index] for index in indices]
         stacked = {name: torch.stack([item[name] for item in items]) for name in ("hq", "lq")}
         return {"key": [item["key"] for item in items], **stacked}
 
 
-def _tensor(data: bytes) -> torch.Tensor:
+def _tensor(data: bytes) -> "Tensor":
+    import torch
+
     return torch.from_numpy(read_image(data).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -231,10 +286,13 @@ class ShuffledBatches:
     """The order in which a dataset is trained on: a pure function of (seed, step), whatever the number of ranks.
 
     Each epoch permutes the row groups, then the rows within windows of `window` groups, so that reading stays local
-    and memory bounded; the last partial batch of an epoch is dropped. Rank r takes its slice of every global batch.
+    and memory bounded; the last partial batch of an epoch is dropped. Rank r takes its slice of every global batch of
+    `size` rows. Raises UserError where the split has too few rows for one batch.
     """
 
     def __init__(self, data: PairDataset, size: int, seed: int, rank: int = 0, world: int = 1, window: int = 32):
+        if len(data) < size:
+            raise UserError(f"{data.folder}: its split has {len(data)} pairs, fewer than a batch of {size}")
         self.data, self.size, self.seed, self.window = data, size, seed, window
         self.share = slice(rank * size // world, (rank + 1) * size // world)
         self.per_epoch = len(data) // size

@@ -4,21 +4,24 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from osdface import files
 from osdface.errors import UserError
 from osdface.imagefile import read_image
+from pipelines.pairs import open_parquet, read_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MARGIN, TITLE = 4, 22
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
+def to_uint8(images: "Tensor") -> np.ndarray:
     """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
     return ((images.detach().float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
@@ -35,16 +38,17 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], cell: int
     return _titled(canvas, titles, step)
 
 
-def sheet_of_tensors(columns: dict[str, Tensor], cell: int = 128) -> np.ndarray:
+def sheet_of_tensors(columns: dict[str, "Tensor"], cell: int = 128) -> np.ndarray:
     """A sheet with a column for each (B, 3, H, W) batch in [-1, 1] and a row for each picture."""
     return sheet(list(zip(*map(to_uint8, columns.values()), strict=True)), list(columns), cell)
 
 
 def side_by_side(before: np.ndarray, after: np.ndarray, titles: tuple[str, str]) -> np.ndarray:
-    """Two pictures of the same height beside each other, full size."""
-    gap = np.full((before.shape[0], MARGIN, 3), 255, np.uint8)
-    body = np.hstack([before, gap, after])
-    canvas = np.vstack([np.full((TITLE, body.shape[1], 3), 255, np.uint8), body])
+    """Two uint8 RGB pictures (H, W, 3) beside each other, full size, tops aligned."""
+    height = max(before.shape[0], after.shape[0])
+    canvas = np.full((TITLE + height, before.shape[1] + MARGIN + after.shape[1], 3), 255, np.uint8)
+    canvas[TITLE : TITLE + before.shape[0], : before.shape[1]] = before
+    canvas[TITLE : TITLE + after.shape[0], before.shape[1] + MARGIN :] = after
     return _titled(canvas, titles, before.shape[1] + MARGIN)
 
 
@@ -82,11 +86,14 @@ def severity(trace: str) -> float:
 
 
 def pairs_preview(folder: Path, out: Path, count: int = 12) -> None:
-    """An LQ | HQ sheet of a pair dataset's first shard, from mild to severe, `count` pairs spread over the range."""
-    from pipelines.pairs import read_manifest
+    """An LQ | HQ sheet of a pair dataset's first rows, from mild to severe, `count` pairs spread over the range.
 
-    manifest = read_manifest(folder)
-    table = pq.read_table(folder / "shards" / manifest.shards[0].name, columns=["lq", "hq", "trace"])
-    rows = sorted(table.to_pylist(), key=lambda row: severity(row["trace"]))
+    Raises UserError for a folder that is no finished dataset, a shard that cannot be read, or an `out` that cannot be
+    written.
+    """
+    shard = next(shard for shard in read_manifest(folder).shards if shard.rows)
+    with open_parquet(folder / "shards" / shard.name) as file:
+        rows = file.read(columns=["lq", "hq", "trace"]).to_pylist()
+    rows.sort(key=lambda row: severity(row["trace"]))
     chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
     save_png(out, sheet([[read_image(row["lq"]), read_image(row["hq"])] for row in chosen], ["LQ", "HQ"], 128))

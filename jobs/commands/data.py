@@ -1,13 +1,15 @@
 """osdface data: degraded pairs from pictures."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from jobs import configs, console, options
 from osdface.config import load
-from osdface.errors import UserError
+
+if TYPE_CHECKING:  # the command line starts without pyarrow
+    from pipelines.pairs import Manifest
 
 app = typer.Typer(help="Pair datasets: make, verify, look at.")
 Dataset = Annotated[Path, typer.Argument(help="A pair dataset's folder.")]
@@ -27,16 +29,14 @@ def synth(
     address: options.Address = None,
 ) -> dict:
     """Turn pictures into dual-stage degraded (LQ, HQ) pairs in Parquet shards, on Ray Data."""
-    from pipelines import cluster
     from pipelines.synthesize import SynthConfig, synthesize
 
     settings = load(
         SynthConfig, configs.find(config or "tiny", "synth"), set, sources=sources, out=out, recipe=recipe,
         variants=variants, seed=seed, size=size, shard_rows=shard_rows, workers=workers,
     )  # fmt: skip
-    cluster.connect(address, None)
     with console.progress("pictures") as progress:
-        manifest = synthesize(settings, progress)
+        manifest = synthesize(settings, progress, address)
     return _show(out, manifest)
 
 
@@ -45,13 +45,12 @@ console.command(app, "synth", "osdface data synth faces --out pairs --recipe dua
 
 def verify(
     dataset: Dataset,
-    replay: Annotated[int, typer.Option(help="Rows to degrade again from their traces and compare.")] = 8,
+    replay: Annotated[int, typer.Option(min=0, help="Rows to degrade again from their traces.")] = 8,
 ) -> dict:
     """Check all digests; replay some rows from their own columns, pixel for pixel."""
     from pipelines import pairs
 
-    report = pairs.verify(dataset, replay)
-    result = dict(report) if isinstance(report, dict) else report._asdict()
+    result = pairs.verify(dataset, replay)._asdict()
     console.table(result)
     return result
 
@@ -59,7 +58,9 @@ def verify(
 console.command(app, "verify", "osdface data verify pairs --replay 16")(verify)
 
 
-def preview(dataset: Dataset, out: options.Out, count: Annotated[int, typer.Option(help="Pairs shown.")] = 12) -> dict:
+def preview(
+    dataset: Dataset, out: options.Out, count: Annotated[int, typer.Option(min=1, help="Pairs shown.")] = 12
+) -> dict:
     """Draw a contact sheet of LQ | HQ pairs, from mild to severe."""
     from pipelines import report
 
@@ -81,7 +82,7 @@ def info(dataset: Dataset) -> dict:
 console.command(app, "info", "osdface data info pairs")(info)
 
 
-def _show(folder: Path, manifest) -> dict:
+def _show(folder: Path, manifest: "Manifest") -> dict:
     result = {
         "out": str(folder),
         "digest": manifest.digest,
@@ -90,6 +91,3 @@ def _show(folder: Path, manifest) -> dict:
     } | manifest.counts.model_dump(mode="json")
     console.table(result)
     return result
-
-
-__all__ = ["UserError", "app"]
