@@ -6,6 +6,7 @@ train_base.py, train_vre.py and train_osd.py and know nothing of Ray; launch.py 
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from osdface.config import Strict, digest
 from osdface.errors import UsageError, UserError
@@ -40,19 +42,30 @@ class Duration(Strict):
 
 
 class Optimizer(Strict):
-    """Adam or AdamW and the clipping of the gradient's norm (0: none; DeepSpeed's own default would be 1)."""
+    """Adam, AdamW or SGD, and how its steps are taken.
+
+    clip: limit of the gradient's norm (0: none; DeepSpeed's own default would be 1). warmup: steps over which the
+    learning rate rises from 0. schedule: "cosine" lets it fall to 0 by the phase's last step; the paper names none.
+    """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         if self.name == "sgd":
             return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
         return kind(parameters, self.lr, betas=self.betas, weight_decay=self.weight_decay)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by at a step of a phase of `steps`."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        return rise * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else rise
 
 
 class TrainConfig(Strict):
@@ -143,8 +156,8 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(True)
 
 
-def engine(module: nn.Module, optimizer: Optimizer, config: TrainConfig) -> Any:
-    """A DeepSpeed engine over the module's trainable parameters."""
+def engine(module: nn.Module, optimizer: Optimizer, config: TrainConfig, steps: int) -> Any:
+    """A DeepSpeed engine over the module's trainable parameters, for a phase of `steps`."""
     import deepspeed
 
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -158,8 +171,13 @@ def engine(module: nn.Module, optimizer: Optimizer, config: TrainConfig) -> Any:
         "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 10**12,
     }
-    built = optimizer.build(parameters)
-    return deepspeed.initialize(model=module, model_parameters=parameters, optimizer=built, config=settings)[0]
+    return deepspeed.initialize(
+        model=module,
+        model_parameters=parameters,
+        optimizer=optimizer.build(parameters),
+        lr_scheduler=lambda built: LambdaLR(built, lambda step: optimizer.factor(step, steps)),
+        config=settings,
+    )[0]
 
 
 @dataclass
@@ -204,10 +222,11 @@ class Worker:
     def _train_phase(self, number: int, phase: Phase, start: int, checkpoint: Path | None) -> None:
         batches = ShuffledBatches(self.data, self.config.batch_size, self.config.seed, self.rank, self.world)
         steps = phase.duration.resolve(batches.per_epoch)
-        engines = {name: engine(module, how, self.config) for name, (module, how) in phase.engines.items()}
+        engines = {name: engine(module, how, self.config, steps) for name, (module, how) in phase.engines.items()}
         for name, built in engines.items():
             if checkpoint:
-                built.load_checkpoint(str(checkpoint / name), tag="state")
+                # Not strict: frozen parameters are not in it.
+                built.load_checkpoint(str(checkpoint / name), tag="state", load_module_strict=False)
         for index, rows in zip(range(start, steps), batches.from_step(start), strict=False):
             batch = self._to_device(self.data.batch(rows))
             generator = torch.Generator().manual_seed(int(digest([self.config.seed, number, index])[:15], 16))

@@ -1,0 +1,55 @@
+# Everything a fresh machine needs is in two commands: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch is not in the lock: its build, and the CUDA packages that it pins itself, depend on the machine.
+TORCH := torch==2.14.1 torchvision==0.29.1
+OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
+	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+
+.PHONY: help install demo lint test test-full chaos lock clean
+
+help:  ## What there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## .venv with every extra, from the lock, and .venv/bin/osdface
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch, then everything else: a few minutes"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "compiling DeepSpeed's communication op, once"
+	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
+		'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' >$(VENV)/op.log 2>&1 \
+		|| { tail -5 $(VENV)/op.log; echo "DeepSpeed's op does not compile: is a C++ compiler installed?"; exit 1; }
+	touch $@
+
+demo: install  ## The main job, from procedural faces to two restored photographs
+	$(BIN)/osdface demo
+
+lint: install  ## Style, types, and the one direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install  ## The tests, without the slow ones
+	$(BIN)/pytest
+
+test-full: install  ## The tests with the slow ones
+	$(BIN)/pytest -m "not chaos"
+
+chaos: install  ## Tests that kill things
+	$(BIN)/pytest -m chaos
+
+lock: install  ## Resolve requirements.lock anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	echo $(TORCH) | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --all-extras --constraints - $(addprefix --no-emit-package ,$(OF_TORCH)) pyproject.toml -o requirements.lock
+
+clean:  ## Remove .venv and what commands made in .osdface
+	rm -rf $(VENV) .osdface
