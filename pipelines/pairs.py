@@ -4,6 +4,7 @@ DATASET/
   manifest.json            written last: a dataset without it is unfinished
   rejects.parquet          source_uri, reason
   shards/part-00000.parquet ...
+  .receipts/               of finished shards: what synthesis continues from
 """
 
 import contextlib

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from degradations.degrade import degrade, replay
-from jobs import configs
+from jobs import cli, configs, console
 from osdface.config import load, parse
 from osdface.errors import UsageError, UserError
 from osdface.imagefile import read_image
@@ -294,6 +294,16 @@ class TestAgain:
         assert synthesize(config(fewer, copied)).digest == expected.digest
         assert len(rows(copied)) == 7
 
+    def test_sources_that_broke_do_not_cost_what_was_finished(self, made, sources, copied, tmp_path):
+        (copied / "manifest.json").unlink()
+        before = state(copied)
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.png").touch()
+        with pytest.raises(UserError, match="none of its 1 files is a readable picture"):
+            synthesize(config(tmp_path / "in", copied))
+        assert state(copied) == before
+        assert synthesize(config(sources, copied)).digest == pairs.read_manifest(made).digest
+
     def test_a_picture_that_changes_meanwhile_stops_the_run(self, sources, tmp_path):
         folder = Path(shutil.copytree(sources, tmp_path / "in"))
 
@@ -394,6 +404,27 @@ class TestRefused:
         with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
             parse(SynthConfig, {"sources": ["a"], "out": "b"} | change, "synth.yaml")
 
+    @pytest.mark.parametrize(
+        ("arguments", "code", "sentence"),
+        [
+            ("nowhere --out out", 1, "nowhere: no such folder of pictures"),
+            ("in --out in/file/out", 1, "in/file/out: cannot be written (Not a directory); give another --out"),
+            ("in --out out --workers 100", 1, "lower workers or cpus_per_worker (--set workers=1)"),
+            ("in --out out --set varients=2", 2, "unknown key 'varients'; did you mean 'variants'?"),
+            ("in --out out --config papre", 2, "--config papre: neither a file nor a set"),
+            ("in", 2, "--out"),
+        ],
+    )
+    def test_the_command_ends_with_one_sentence(self, tmp_path, monkeypatch, capfd, arguments, code, sentence):
+        monkeypatch.chdir(tmp_path)
+        draw(tmp_path / "in" / "a.png", 1)
+        (tmp_path / "in" / "file").touch()
+        assert console.run(cli.app, ["data", "synth", *arguments.split()]) == code
+        shown = capfd.readouterr().err
+        assert sentence in shown
+        assert "Traceback" not in shown
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
 
 class TestFit:
     def test_crops_the_centre(self):
@@ -414,7 +445,7 @@ def test_a_killed_run_is_never_taken_for_finished_and_continues(tmp_path):
     for k in range(12):
         draw(tmp_path / "in" / f"{k}.png", k, (256, 256))
     out, log = tmp_path / "out", tmp_path / "log"
-    settings = ["size=256", "variants=8", "shard_rows=8", "workers=1"]
+    settings = ["size=256", "variants=12", "shard_rows=8", "workers=1"]
     options = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "jobs.cli", "data", "synth", str(tmp_path / "in"), "--out", str(out), *options]
     root = Path(__file__).parents[2]
@@ -424,7 +455,7 @@ def test_a_killed_run_is_never_taken_for_finished_and_continues(tmp_path):
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob(".receipts/part-*.json")}
-    assert len(finished) < 12
+    assert len(finished) < 18
     with pytest.raises(UserError, match=r"no manifest\.json, so not a finished dataset"):
         pairs.verify(out)
     assert [line for line in log.read_text().splitlines() if not line.startswith(("inspected ", "pairs "))] == []
