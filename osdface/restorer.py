@@ -78,7 +78,9 @@ class Restorer:
             height = width = self.size
         step = self._multiple()
         images = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
-        restored = self.generator(self._inputs(images), self.latent).image[..., :height, :width]
+        inputs = self._inputs(images)
+        noise = torch.randn(self.generator.latent_shape(inputs)) if self.latent == "sample" else None
+        restored = self.generator(inputs, noise).image[..., :height, :width]
         return (restored.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def __call__(self, images: Sequence[np.ndarray], mode: FaceMode = "auto") -> list[Result]:
@@ -128,7 +130,7 @@ class Restorer:
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1).float() / 255
 
 
 def _to_uint8(images: Tensor) -> np.ndarray:

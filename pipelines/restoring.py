@@ -1,16 +1,15 @@
 """One picture file restored, by a local model or by an endpoint."""
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import httpx
 import numpy as np
-from PIL import Image
 
 from osdface.errors import UserError
-from osdface.imagefile import read_image
-from osdface.restorer import Restorer
+from osdface.imagefile import ImageError, read_image
+from osdface.modes import FaceMode
 from pipelines import report
 
 TIMEOUT = 120  # seconds for one picture at an endpoint
@@ -23,25 +22,27 @@ class RestoredPicture(NamedTuple):
     facts: dict[str, Any]
 
 
-def here(picture: Path, model: str, faces: str) -> RestoredPicture:
-    """Restore with a model loaded in this process."""
-    result = Restorer.load(model)([read_image(picture.read_bytes(), str(picture))], faces)[0]
+def here(picture: Path, model: str, faces: FaceMode) -> RestoredPicture:
+    """Restore with a model loaded in this process. Raises UserError for what is no picture, or no model."""
+    from osdface.restorer import Restorer  # with it comes diffusers, which an endpoint's client need not wait for
+
+    image = read_image(_bytes(picture), str(picture))
+    result = Restorer.load(model)([image], faces)[0]
     found = [{"box": face.box, "score": round(face.score, 3)} for face in result.faces]
     return RestoredPicture(result.image, {"faces": len(found), "boxes": found})
 
 
-def at_endpoint(picture: Path, url: str, faces: str) -> RestoredPicture:
+def at_endpoint(picture: Path, url: str, faces: FaceMode) -> RestoredPicture:
     """Restore at an endpoint. Raises UserError with the endpoint's own words if it refuses the picture."""
+    data = _bytes(picture)
     try:
-        answer = httpx.post(
-            f"{url.rstrip('/')}/v1/restore", params={"faces": faces}, content=picture.read_bytes(), timeout=TIMEOUT
-        )
-    except httpx.HTTPError as error:
+        answer = httpx.post(f"{url.rstrip('/')}/v1/restore", params={"faces": faces}, content=data, timeout=TIMEOUT)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(
             f"{url}: no answer from an endpoint there ({error}); start one with `osdface serve up`"
         ) from None
-    if answer.status_code != 200:
-        raise UserError(f"{url}: refused {picture}: {answer.json().get('detail', answer.status_code)}")
+    if answer.headers.get("content-type") == "application/problem+json":
+        raise UserError(f"{url}: refused {picture}: {answer.json()['detail']}")
     names = {
         "x-model-version": "version",
         "x-run-id": "run_id",
@@ -49,12 +50,27 @@ def at_endpoint(picture: Path, url: str, faces: str) -> RestoredPicture:
         "x-faces": "faces",
     }
     facts = {ours: answer.headers[theirs] for theirs, ours in names.items() if theirs in answer.headers}
-    return RestoredPicture(np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")), facts)
+    try:
+        return RestoredPicture(read_image(answer.content), facts)
+    except ImageError:
+        raise UserError(
+            f"{url}: something else answers there (status {answer.status_code}, no picture); give an endpoint's URL, "
+            "as `osdface serve status` shows it"
+        ) from None
+
+
+def _bytes(picture: Path) -> bytes:
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture}: cannot be read ({error.strerror}); give a picture file") from None
 
 
 def write(picture: Path, restored: RestoredPicture, out: Path, compare: Path | None) -> None:
     """Write the restored picture, and a before | after one."""
     report.save_png(out, restored.image)
     if compare:
-        before = read_image(picture.read_bytes(), str(picture))
+        before = read_image(_bytes(picture), str(picture))
+        if before.shape != restored.image.shape:  # a square picture taken whole comes back at the model's size
+            before = cv2.resize(before, restored.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         report.save_png(compare, report.side_by_side(before, restored.image, ("before", "after")))

@@ -1,0 +1,152 @@
+"""Starting, showing and ending endpoints."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from jobs import console
+from jobs.cli import app
+from osdface.errors import UsageError, UserError
+from osdface.files import write_json
+from pipelines import registry, restoring
+from pipelines.serve import control
+
+
+@pytest.fixture
+def taken_port():
+    """A loopback port that something else listens on."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+@pytest.fixture
+def sleeper():
+    """A process of ours, and what `serve up` would have recorded of it."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    started = psutil.Process(child.pid).create_time()
+    record = {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "pid": child.pid, "started": started}
+    yield child, record
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_port_in_use_is_said_at_once(home, taken_port, detach):
+    with pytest.raises(
+        UserError, match=f"127.0.0.1:{taken_port}: cannot listen there .*; give another --port"
+    ) as caught:
+        control.up("champion", port=taken_port, detach=detach)
+    assert caught.value.exit_code == 1
+    assert not home.exists()
+
+
+def test_an_address_that_is_not_ours_is_said_at_once(home, free_port):
+    with pytest.raises(UserError, match="192.0.2.1:.*: cannot listen there"):
+        control.up("champion", host="192.0.2.1", port=free_port)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_out_of_range_is_wrong_use(home, port):
+    with pytest.raises(UsageError, match=f"--port {port}: a port is a number from 1 to 65535") as caught:
+        control.up("champion", port=port)
+    assert caught.value.exit_code == 2
+
+
+def test_exit_codes(home, taken_port, capsys):
+    assert console.run(app, ["serve", "up", "--port", str(taken_port), "--json"]) == 1
+    assert "cannot listen there" in json.loads(capsys.readouterr().out)["error"]
+    assert console.run(app, ["serve", "up", "--port", "70000"]) == 2
+    assert console.run(app, ["serve", "up", "--port", "many"]) == 2
+
+
+def test_an_unknown_model_starts_nothing(mlflow_home, free_port):
+    with pytest.raises(UserError, match="models:/osdface/9: no such version"):
+        control.up("models:/osdface/9", port=free_port)
+    assert not (mlflow_home / "serve").exists()
+
+
+def test_an_unknown_model_detached_starts_nothing(mlflow_home, free_port, monkeypatch, environment):
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    with pytest.raises(UserError) as caught:
+        control.up("models:/osdface/9", port=free_port, detach=True)
+    sentence = str(caught.value)
+    assert "models:/osdface/9: no such version; `osdface models list` shows" in sentence
+    assert str(mlflow_home / "serve" / f"{free_port}.log") in sentence
+    assert "\n" not in sentence
+    assert not list((mlflow_home / "serve").glob("*.json"))
+
+
+def test_records_of_processes_that_are_gone_are_removed(home, sleeper):
+    child, record = sleeper
+    stranger = psutil.Process().ppid()  # has the number that an endpoint had before a restart of the machine
+    folder = home / "serve"
+    write_json(folder / "1.json", record)
+    write_json(folder / "2.json", record | {"port": 2, "pid": 2**22 + 1})
+    write_json(folder / "3.json", record | {"port": 3, "pid": stranger})
+    (folder / "4.json").write_text("{")
+    write_json(folder / "5.json", {"port": 5})
+    assert control.status() == [record | {"answers": False}]
+    assert [path.name for path in folder.iterdir()] == ["1.json"]
+    child.kill()
+    child.wait()
+    assert control.status() == []
+
+
+def test_down_ends_what_was_started_here_and_nothing_else(home, sleeper):
+    child, record = sleeper
+    write_json(home / "serve" / "1.json", record)
+    write_json(home / "serve" / "2.json", record | {"port": 2, "pid": os.getppid()})
+    assert control.down() == ["http://127.0.0.1:1"]
+    assert not psutil.pid_exists(child.pid)
+    assert psutil.pid_exists(os.getppid())
+    assert list((home / "serve").iterdir()) == []
+    assert control.down() == []
+
+
+def test_nothing_was_ever_started(home):
+    assert control.status() == control.down() == []
+
+
+def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, free_port, tmp_path):
+    """The round trip that a user makes, every command a process of its own."""
+
+    def osdface(*words):
+        command = [sys.executable, "-m", "jobs.cli", *map(str, words), "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    registry.promote(registry.register(with_provenance(runs={"osd": "a" * 32}, dataset_digest="d" * 64)).version)
+    url = f"http://127.0.0.1:{free_port}"
+    try:
+        told = osdface("serve", "up", "--port", free_port, "--detach")
+        assert (told["url"], told["model"], told["version"]) == (url, "models:/osdface/1", "1")
+        assert told["ref"] == "models:/osdface@champion"
+        assert httpx.get(f"{url}/v1/model", timeout=30).json()["run_id"] == "a" * 32
+        (endpoint,) = osdface("serve", "status")["endpoints"]
+        assert endpoint == told | {"answers": True}
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "in.png")
+        facts = restoring.at_endpoint(tmp_path / "in.png", url, "auto").facts
+        assert facts == {"version": "1", "run_id": "a" * 32, "dataset_digest": "d" * 64, "faces": "0"}
+        family = [psutil.Process(told["pid"]), *psutil.Process(told["pid"]).children(recursive=True)]
+        assert len(family) > 3
+        with pytest.raises(UserError, match="cannot listen there"):
+            control.up("champion", port=free_port)
+    finally:
+        ended = osdface("serve", "down")["ended"]
+    assert ended == [url]
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz")
+    assert control.status() == []
