@@ -23,6 +23,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@echo "compiling DeepSpeed's communication op, once"
+	@rm -f $${TORCH_EXTENSIONS_DIR:-$$HOME/.cache/torch_extensions}/*/deepspeed_shm_comm/lock  # of a build that was killed
 	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
 		'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' >$(VENV)/op.log 2>&1 \
 		|| { tail -5 $(VENV)/op.log; echo "DeepSpeed's op does not compile: is a C++ compiler installed?"; exit 1; }

@@ -83,7 +83,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks at one resolution, with their attention where the preset asks for it, then the change of resolution."""
+    """The blocks at one resolution, with attention where the preset asks for it, then the change of resolution."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool):
         super().__init__()

@@ -61,10 +61,19 @@ class OneStepGenerator(nn.Module):
             generator.unet.add_adapter(lora_config(preset.lora))
         return generator
 
-    def encode(self, images: Tensor, latent: LatentChoice = "mode") -> Tensor:
-        """E(I): (B, 3, H, W) in [-1, 1] -> scaled latent (B, 4, h, w); the distribution's mode, or a sample of it."""
-        distribution = self.vae.encode(images).latent_dist
-        z = distribution.mode() if latent == "mode" else distribution.sample()
+    def latent_shape(self, images: Tensor) -> tuple[int, int, int, int]:
+        """(B, 4, h, w) of the latents of (B, 3, H, W) pictures."""
+        shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = (side // shrink for side in images.shape[-2:])
+        return len(images), self.vae.config.latent_channels, height, width
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """E(I): (B, 3, H, W) in [-1, 1] -> scaled latent (B, 4, h, w).
+
+        The distribution's mode, or, with standard normal `noise` of the latents' shape, a sample of it.
+        """
+        posterior = self.vae.encode(images).latent_dist
+        z = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return z * self.vae.config.scaling_factor
 
     def prompt(self, lq: Tensor) -> Tensor:
@@ -82,8 +91,8 @@ class OneStepGenerator(nn.Module):
         """Eq. 3: scaled latent -> picture (B, 3, H, W), about [-1, 1], not clamped."""
         return self.vae.decode(z / self.vae.config.scaling_factor).sample
 
-    def forward(self, lq: Tensor, latent: LatentChoice = "mode") -> Restored:
-        """(B, 3, H, W) in [-1, 1] -> Restored."""
+    def forward(self, lq: Tensor, noise: Tensor | None = None) -> Restored:
+        """(B, 3, H, W) in [-1, 1] -> Restored; `noise` as in `encode`."""
         prompt = self.prompt(lq)
-        z = self.denoise(self.encode(lq, latent), prompt)
+        z = self.denoise(self.encode(lq, noise), prompt)
         return Restored(self.decode(z), z, prompt)

@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from osdface import presets
+from osdface import presets, weights
 from osdface.config import digest, home, resolved
 from osdface.errors import UsageError, UserError
 from osdface.files import aside, replace_folder, write_json
@@ -72,6 +72,9 @@ def launch(
     runs: dict[str, str] = {}
     for folder, _ in inputs.values():
         runs |= receipt(folder).get("runs", {})
+    if address is None:  # elsewhere, the workers' machines have them, or say so themselves
+        for file in config.weights():
+            weights.find(file)
     cluster.connect(address, None)
     cluster.require_cpus(config.workers * config.cpus_per_worker)
     memo = home() / "runs" / f"{name}.json"

@@ -58,7 +58,7 @@ class BaseStage:
     def _vae_step(self, step: Step) -> Metrics:
         vae, images = step.engines["vae"], step.batch["hq"]
         posterior = vae.module.encode(images).latent_dist
-        latent = posterior.mean + posterior.std * step.draw(torch.randn, posterior.mean)
+        latent = posterior.mean + posterior.std * step.draw(torch.randn, posterior.mean.shape)
         l1 = F.l1_loss(vae.module.decode(latent).sample, images)
         kl = posterior.kl().mean()
         vae.backward(l1 + self.config.kl * kl)
@@ -68,8 +68,8 @@ class BaseStage:
     def _unet_step(self, step: Step) -> Metrics:
         unet, images = step.engines["unet"], step.batch["hq"]
         z = self._encode(images)
-        noise = step.draw(torch.randn, z)
-        t = step.draw(functools.partial(torch.randint, len(self.alpha_bar)), z[:, 0, 0, 0])
+        noise = step.draw(torch.randn, z.shape)
+        t = step.draw(functools.partial(torch.randint, len(self.alpha_bar)), z.shape[:1])
         prompt = self.prompt.to(z).expand(len(z), -1, -1)
         predicted = unet(forward_diffusion(z, noise, self.alpha_bar[t]), t, prompt).sample
         mse = F.mse_loss(predicted, noise)

@@ -1,5 +1,6 @@
 """Stage 2, realistic face alignment (section 3.3): the one-step generator against its latent discriminator."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class OSDConfig(TrainConfig):
     latent: LatentChoice = "sample"  # of the LQ picture; the published program samples
     timesteps: tuple[int, int] = (0, 999)  # t of eq. 15 and 16, both ends included
 
+    def weights(self) -> list[str]:
+        wanted = {"ea_dists": ["dists", "vgg16"], "identity": ["dlib_identity"]}
+        return [name for term, names in wanted.items() if getattr(self.losses, term) for name in names]
+
 
 class OSDStage:
     """One phase: generator and discriminator in alternate steps, an engine each."""
@@ -80,7 +85,9 @@ class OSDStage:
     def step(self, step: Step) -> Metrics:
         """One generator step (eq. 12), then one discriminator step (eq. 16) on the same pictures."""
         generator, discriminator = step.engines["generator"], step.engines["discriminator"]
-        restored = generator(step.batch["lq"], self.config.latent)
+        lq = step.batch["lq"]
+        sampled = self.config.latent == "sample"
+        restored = generator(lq, step.draw(torch.randn, self.generator.latent_shape(lq)) if sampled else None)
         losses = self._reconstruction(restored.image, step.batch["hq"])
         prompt = restored.prompt.detach()
         with frozen(discriminator.module) as judge:
@@ -112,10 +119,8 @@ class OSDStage:
     def _diffused(self, step: Step, z: Tensor) -> tuple[Tensor, Tensor]:
         """F(z, t) of eq. 15 and 16 at a random t for each picture, and that t."""
         first, last = self.config.timesteps
-        t = step.draw(
-            lambda shape, generator: torch.randint(first, last + 1, shape, generator=generator), z[:, 0, 0, 0]
-        )
-        return forward_diffusion(z, step.draw(torch.randn, z), self.alpha_bar[t]), t
+        t = step.draw(functools.partial(torch.randint, first, last + 1), z.shape[:1])
+        return forward_diffusion(z, step.draw(torch.randn, z.shape), self.alpha_bar[t]), t
 
     @torch.no_grad()
     def sheet(self, batch: dict[str, Any]) -> np.ndarray:

@@ -49,6 +49,9 @@ class VREConfig(TrainConfig):
     losses: VRELosses = VRELosses()
     lq_from: Literal["fresh", "hq"] = "fresh"  # what the LQ autoencoder starts from; DAEFR trains both from scratch
 
+    def weights(self) -> list[str]:
+        return ["vgg19"] if self.losses.perceptual else []
+
 
 class Branches(nn.ModuleDict):
     """Modules that go through one engine together: {"hq": x, "lq": y} -> {"hq": f(x), "lq": g(y)}."""

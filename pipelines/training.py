@@ -8,19 +8,20 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from osdface.config import Strict, digest
-from osdface.errors import UsageError, UserError
+from osdface.errors import UserError
 from pipelines import tracking
 from pipelines.pairs import PairDataset, ShuffledBatches
 
@@ -31,13 +32,17 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 class Duration(Strict):
     """How long a phase lasts: `steps`, or `epochs` over the training split."""
 
-    steps: int | None = None
-    epochs: float | None = None
+    steps: int | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Duration":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a duration is either steps or epochs: give exactly one of the two")
+        return self
 
     def resolve(self, steps_per_epoch: int) -> int:
-        """The number of optimisation steps. Raises UsageError unless exactly one of the two is given."""
-        if (self.steps is None) == (self.epochs is None):
-            raise UsageError("a duration is either steps or epochs: give exactly one of the two")
+        """The number of optimisation steps."""
         return self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
 
 
@@ -86,6 +91,10 @@ class TrainConfig(Strict):
     log_every: int = 10
     max_failures: int = 0  # how often Ray Train restarts a failed worker group from the last checkpoint
 
+    def weights(self) -> list[str]:
+        """The third-party weight files (names in `osdface.weights`) that this configuration needs."""
+        return []
+
 
 @dataclass
 class Phase:
@@ -108,14 +117,14 @@ class Step:
     rank: int = 0
     world: int = 1
 
-    def draw(self, sample: Callable[..., Tensor], like: Tensor) -> Tensor:
+    def draw(self, sample: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
         """This rank's slice of numbers drawn for the global batch, so that they do not depend on the world size.
 
-        `sample(shape, generator=...)` is torch.randn or alike; the slice has the shape of `like`.
+        `sample(shape, generator=...)` is torch.randn or alike; `shape` is the slice's, on the pictures' device.
         """
-        count = len(like)
-        drawn = sample((count * self.world, *like.shape[1:]), generator=self.generator)
-        return drawn[self.rank * count : (self.rank + 1) * count].to(like.device)
+        count, *rest = shape
+        drawn = sample((count * self.world, *rest), generator=self.generator)
+        return drawn[self.rank * count : (self.rank + 1) * count].to(self.batch["hq"].device)
 
 
 class Stage(Protocol):

@@ -160,7 +160,8 @@ def test_parameters_fill_their_documented_ranges():
 
 
 def chain() -> list[A.ImageOnlyTransform]:
-    return [T.Blur((9, 9), sigma=(1, 3)), T.Downsample((2, 4)), T.Noise((5, 10)), T.JPEG((40, 60)), T.ResizeTo(128, 128)]
+    blur = T.Blur((9, 9), sigma=(1, 3))
+    return [blur, T.Downsample((2, 4)), T.Noise((5, 10)), T.JPEG((40, 60)), T.ResizeTo(128, 128)]
 
 
 def test_operators_work_in_anybodys_pipeline():

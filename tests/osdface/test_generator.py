@@ -87,6 +87,16 @@ def test_forward_is_equations_1_to_4(base):
     torch.testing.assert_close(restored.latent, clean, atol=1e-5, rtol=1e-5)
 
 
+def test_a_latent_is_the_mode_or_a_sample_of_the_vaes_distribution(base):
+    model, images = generator(base), torch.rand(2, 3, 64, 48) * 2 - 1
+    posterior = model.vae.encode(images).latent_dist
+    torch.testing.assert_close(model.encode(images), posterior.mean * 0.18215)
+    noise = torch.randn(model.latent_shape(images))
+    assert noise.shape == (2, 4, 16, 12)
+    sample = (posterior.mean + torch.exp(0.5 * posterior.logvar) * noise) * 0.18215
+    torch.testing.assert_close(model.encode(images, noise), sample)
+
+
 def test_batches_equal_one_by_one(base):
     model, lq = generator(base), torch.rand(3, 3, 64, 64) * 2 - 1
     together = model(lq).image

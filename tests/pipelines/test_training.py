@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from osdface import presets
 from osdface.base import new_base, save_base
+from osdface.config import parse
 from osdface.errors import UsageError, UserError
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
@@ -56,8 +57,7 @@ def vre_config(data: Path, out: Path, **changes) -> VREConfig:
 def osd_config(stage1: tuple[Path, Path], data: Path, out: Path = Path("out"), **changes) -> OSDConfig:
     settings = {
         "preset": "tiny", "data": data, "out": out, "base": stage1[0], "vre": stage1[1], "batch_size": 4, "workers": 1,
-        "duration": {"steps": 3}, "generator": ADAM, "discriminator": ADAM, "losses": OSD_LOSSES, "latent": "mode",
-        "log_every": 1,
+        "duration": {"steps": 3}, "generator": ADAM, "discriminator": ADAM, "losses": OSD_LOSSES, "log_every": 1,
     }  # fmt: skip
     return OSDConfig.model_validate(settings | changes)
 
@@ -65,9 +65,9 @@ def osd_config(stage1: tuple[Path, Path], data: Path, out: Path = Path("out"), *
 def test_a_duration_is_steps_or_epochs():
     assert Duration(steps=7).resolve(100) == 7
     assert Duration(epochs=1.5).resolve(100) == 150
-    for wrong in (Duration(), Duration(steps=1, epochs=1)):
-        with pytest.raises(UsageError, match="exactly one"):
-            wrong.resolve(100)
+    for wrong in ({}, {"steps": 1, "epochs": 1}, {"steps": -1}):
+        with pytest.raises(UsageError, match=r"exactly one|greater than or equal to 0"):
+            parse(Duration, wrong, "duration")
 
 
 def test_learning_rates_rise_and_fall():
@@ -84,9 +84,8 @@ def test_frozen_gives_the_gradients_setting_back():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     module[0].requires_grad_(False)
     x = torch.ones(1, 2, requires_grad=True)
-    with pytest.raises(RuntimeError, match="stop"), frozen(module) as judge:
+    with frozen(module) as judge:
         judge(x).sum().backward()
-        raise RuntimeError("stop")
     assert x.grad is not None
     assert [p.requires_grad for p in module.parameters()] == [False, False, True, True]
     assert all(p.grad is None for p in module.parameters())
@@ -111,12 +110,12 @@ def plain_osd_steps(stage: OSDStage, count: int) -> None:
     optimizers = [torch.optim.SGD(p, 0.1) for p in trained]
 
     def noised(step: Step, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        t = step.draw(lambda shape, generator: torch.randint(0, 1000, shape, generator=generator), z[:, 0, 0, 0])
-        noise, a = step.draw(torch.randn, z), stage.alpha_bar[t].reshape(-1, 1, 1, 1)
+        t = step.draw(lambda shape, generator: torch.randint(0, 1000, shape, generator=generator), z.shape[:1])
+        noise, a = step.draw(torch.randn, z.shape), stage.alpha_bar[t].reshape(-1, 1, 1, 1)
         return a.sqrt() * z + (1 - a).sqrt() * noise, t
 
     for step in steps(count):
-        restored = generator(step.batch["lq"])
+        restored = generator(step.batch["lq"], step.draw(torch.randn, (4, 4, 16, 16)))
         fake = judge(*noised(step, restored.latent), restored.prompt.detach())
         loss = F.mse_loss(restored.image, step.batch["hq"]) - 0.1 * F.logsigmoid(fake).mean()
         for optimizer in optimizers:
@@ -175,9 +174,8 @@ def test_association_steps_equal_plain_engines(pairs, zero_stage):
         def step(self):
             self.optimizer.step()
 
-    results = []
+    config, results = vre_config(pairs, Path("out"), zero_stage=zero_stage), []
     for make in (Plain, lambda module, how: engine(module, how, config, 3)):
-        config = vre_config(pairs, Path("out"), zero_stage=zero_stage)
         stage = VREStage(config, CPU, {})
         association = list(stage.phases())[2]
         engines = {name: make(module, how) for name, (module, how) in association.engines.items()}

@@ -1,0 +1,168 @@
+"""Trainings as Ray Train runs them: two workers, outputs put in place once, errors in one sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from osdface import bundle, presets
+from osdface.base import load_base
+from osdface.errors import MissingWeights, UsageError, UserError
+from pipelines import tracking
+from pipelines.launch import RECEIPT, launch, receipt
+from pipelines.train_base import BaseConfig
+from pipelines.train_osd import OSDConfig
+from pipelines.train_vre import VREConfig, load_vre
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SHARED = {"preset": "tiny", "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_every": 1}
+ADAM = {"lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OSDFACE_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
+
+
+def base_config(pairs, out, **changes) -> BaseConfig:
+    phases = {"vae": {"steps": 2}, "unet": {"steps": 2}, "vae_optimizer": ADAM, "unet_optimizer": ADAM}
+    return BaseConfig.model_validate(SHARED | phases | {"data": pairs, "out": out} | changes)
+
+
+def vre_config(pairs, out, **changes) -> VREConfig:
+    one = {"steps": 1}
+    phases = {"hq": one, "lq": one, "association": one, "optimizer": ADAM, "losses": {"perceptual": 0}}
+    return VREConfig.model_validate(SHARED | phases | {"data": pairs, "out": out} | changes)
+
+
+def osd_config(pairs, base, vre, out, **changes) -> OSDConfig:
+    stage = {
+        "base": base, "vre": vre, "duration": {"steps": 2}, "generator": ADAM, "discriminator": ADAM,
+        "losses": {"ea_dists": 0, "identity": 0.1},
+    }  # fmt: skip
+    return OSDConfig.model_validate(SHARED | stage | {"data": pairs, "out": out} | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(pairs, shared_home):
+    """Base, VRE and model of two steps each, with their results."""
+    work = shared_home / "work"
+    seen = []
+    base = launch("base", base_config(pairs, work / "base"), {}, progress=lambda *event: seen.append(event))
+    vre = launch("vre", vre_config(pairs, work / "vre"), {})
+    inputs = {"base": (base.out, "b"), "vre": (vre.out, "v")}
+    osd = launch("osd", osd_config(pairs, base.out, vre.out, work / "model"), inputs)
+    return {"base": base, "vre": vre, "osd": osd, "progress": seen}
+
+
+def test_outputs_are_whole_and_say_where_they_come_from(trained, pairs):
+    assert load_base(trained["base"].out).vae.config.scaling_factor != presets.preset("tiny").vae["scaling_factor"]
+    load_vre(trained["vre"].out, presets.preset("tiny"))
+    config = bundle.verify(trained["osd"].out)
+    manifest = json.loads((pairs / "manifest.json").read_text())
+    assert config.provenance.dataset_digest == manifest["digest"]
+    assert config.provenance.runs == {stage: trained[stage].run_id for stage in ("base", "vre", "osd")}
+    note = receipt(trained["osd"].out)
+    assert note["digest"] == trained["osd"].digest
+    assert note["dataset_digest"] == manifest["digest"]
+    assert not [path for path in trained["osd"].out.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_training_moved_what_it_trains(trained):
+    _, after = bundle.load(trained["osd"].out)
+    _, before = bundle.load(trained["osd"].out, trained=False)
+    moved = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert any("lora_B" in name for name in moved)
+    assert any(name.startswith("adapter") for name in moved)
+    assert all("lora_" in name or name.startswith("adapter") for name in moved)
+
+
+def test_progress_reaches_the_caller(trained):
+    assert [event[:3] for event in trained["progress"]] == [
+        ("vae", 1, 2), ("vae", 2, 2), ("unet", 1, 2), ("unet", 2, 2),
+    ]  # fmt: skip
+
+
+def test_runs_hold_metrics_sheets_and_parents(trained):
+    client = tracking.client(tracking.uri())
+    run = client.get_run(trained["osd"].run_id)
+    assert run.info.status == "FINISHED"
+    assert {"osd/mse", "osd/identity", "osd/adversarial", "osd/discriminator"} <= set(run.data.metrics)
+    assert run.data.tags["osdface.run.vre"] == trained["vre"].run_id
+    assert {path.path for path in client.list_artifacts(run.info.run_id, "sheets")} == {
+        "sheets/start.png", "sheets/end.png",
+    }  # fmt: skip
+
+
+def test_the_same_command_again_trains_nothing(trained, pairs):
+    before = (trained["base"].out / RECEIPT).stat().st_mtime_ns
+    again = launch("base", base_config(pairs, trained["base"].out), {})
+    assert (again.fresh, again.run_id) == (False, trained["base"].run_id)
+    assert (trained["base"].out / RECEIPT).stat().st_mtime_ns == before
+
+
+def test_a_lost_output_comes_from_the_last_checkpoint(trained, pairs, shared_home):
+    config = vre_config(pairs, shared_home / "work" / "vre-again")
+    again = launch("vre", config, {})
+    assert again.run_id == trained["vre"].run_id
+    name = "lq.safetensors"
+    one, two = (load_file(folder / name) for folder in (trained["vre"].out, again.out))
+    assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+def test_another_configuration_does_not_touch_an_output(trained, pairs):
+    before = (trained["base"].out / RECEIPT).read_bytes()
+    with pytest.raises(UserError, match=r"base: exists and is not this run's output; remove it"):
+        launch("base", base_config(pairs, trained["base"].out, seed=1), {})
+    assert (trained["base"].out / RECEIPT).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"batch_size": 5}, UsageError, "cannot be shared by workers 2"),
+        ({"batch_size": 400}, UserError, "fewer than batch_size 400"),
+        ({"preset": "sd21"}, UserError, "--size 512"),
+        ({"preset": "tin"}, UsageError, "known: sd21, tiny"),
+        ({"cpus_per_worker": 400}, UserError, "ask for 800 CPUs.*lower workers"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(pairs, shared_home, tmp_path, changes, kind, message):
+    with pytest.raises(kind, match=message):
+        launch("base", base_config(pairs, tmp_path / "out", **changes), {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_are_named(pairs, shared_home, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(MissingWeights, match=r"vgg19-dcbb9e9d\.pth.*losses\.perceptual to 0"):
+        launch("vre", vre_config(pairs, tmp_path / "out", losses={"perceptual": 1.0}), {})
+
+
+def test_a_workers_own_sentence_reaches_the_user(pairs, shared_home, tmp_path):
+    diverging = {"name": "sgd", "lr": 1e30}
+    config = base_config(pairs, tmp_path / "out", vae={"steps": 4}, vae_optimizer=diverging)
+    with pytest.raises(UserError, match=r"vae/\w+ is not a number at step"):
+        launch("base", config, {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.full
+def test_one_worker_and_two_train_the_same(trained, pairs, shared_home, tmp_path):
+    """Global batches and noise do not depend on the world size; SGD, since Adam divides by rounding."""
+    sgd = {"name": "sgd", "lr": 0.05}
+    tensors = []
+    for workers in (1, 2):
+        config = osd_config(
+            pairs, trained["base"].out, trained["vre"].out, tmp_path / str(workers), workers=workers,
+            generator=sgd, discriminator=sgd, duration={"steps": 3}, losses={"ea_dists": 0, "identity": 0},
+        )  # fmt: skip
+        out = launch("osd", config, {"base": (trained["base"].out, "b"), "vre": (trained["vre"].out, "v")}).out
+        tensors.append(load_file(out / bundle.LORA) | load_file(out / bundle.ADAPTER))
+    for name, tensor in tensors[0].items():
+        assert (tensor - tensors[1][name]).abs().max() < 1e-6, name
