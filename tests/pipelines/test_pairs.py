@@ -244,8 +244,11 @@ class TestShuffledBatches:
 
     def test_epochs_differ(self, data):
         batches = ShuffledBatches(data, 4, seed=3)
-        orders = [tuple(batches.order(epoch)) for epoch in range(4)]
-        assert len(set(orders)) == 4
+        per_epoch = len(data) // 4
+        stream = list(itertools.chain(*self.take(batches, 3 * per_epoch)))
+        epochs = [stream[start : start + 4 * per_epoch] for start in range(0, len(stream), 4 * per_epoch)]
+        assert epochs == [batches.order(epoch)[: 4 * per_epoch] for epoch in range(3)]
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
     def test_a_small_window_keeps_reading_local(self, data):
         order = ShuffledBatches(data, 4, seed=0, window=1).order(0)
