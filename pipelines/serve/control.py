@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from osdface.config import home
 from osdface.errors import UsageError, UserError
 from osdface.files import write_json
 
+NAME = "osdface"  # of the Serve application
 READY = 120  # seconds that a detached endpoint may take to answer
 
 
@@ -38,16 +40,15 @@ def _foreground(model: str, host: str, port: int) -> dict[str, Any]:
 
     application, told = build(model)
     cluster.connect()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
         signal.signal(number, signal.default_int_handler)
     try:
         try:
             serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
-            serve.run(application, name="osdface", route_prefix="/")
+            serve.run(application, name=NAME, route_prefix="/")
         except RuntimeError as error:
-            raise UserError(
-                f"{model}: the endpoint does not come up ({str(error).strip().splitlines()[-1]})"
-            ) from error
+            raise UserError(f"{model}: the endpoint does not come up: {_fault() or error}") from error
         record = _record(model, host, port, told.model_dump())
         write_json(_path(port), record)
         print(f"serving {told.model} at {record['url']} (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -61,6 +62,17 @@ def _foreground(model: str, host: str, port: int) -> dict[str, Any]:
 
         ray.shutdown()
     return {"url": f"http://{host}:{port}", "ended": True}
+
+
+def _fault() -> str:
+    """Why the application does not run: the last line of what a failing deployment says, most often a traceback."""
+    from ray import serve
+
+    for deployment in serve.status().applications[NAME].deployments.values():
+        lines = [line for line in deployment.message.splitlines() if line.strip()]
+        if deployment.status == "DEPLOY_FAILED" and lines:
+            return lines[-1].strip().rpartition("UserError: ")[2]
+    return ""
 
 
 def _detached(model: str, host: str, port: int) -> dict[str, Any]:

@@ -11,6 +11,15 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray import serve
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ServeStatus,
+)
 
 from jobs import console
 from jobs.cli import app
@@ -150,3 +159,25 @@ def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, f
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz")
     assert control.status() == []
+
+
+def test_why_an_endpoint_does_not_come_up(monkeypatch):
+    def deployment(status, message):
+        trigger = DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
+        return DeploymentStatusOverview(DeploymentStatus[status], trigger, {}, message)
+
+    def status(**deployments):
+        overview = ApplicationStatusOverview(ApplicationStatus.DEPLOY_FAILED, "", 0.0, deployments)
+        return ServeStatus({}, {control.NAME: overview})
+
+    failed = (
+        "The deployment failed to start 3 times. Error:\nTraceback\n  File x\nosdface.errors.UserError: base: gone\n"
+    )
+    monkeypatch.setattr(
+        serve, "status", lambda: status(a=deployment("HEALTHY", "fine"), b=deployment("DEPLOY_FAILED", failed))
+    )
+    assert control._fault() == "base: gone"
+    monkeypatch.setattr(serve, "status", lambda: status(a=deployment("DEPLOY_FAILED", "no resources")))
+    assert control._fault() == "no resources"
+    monkeypatch.setattr(serve, "status", lambda: status(a=deployment("DEPLOY_FAILED", "")))
+    assert control._fault() == ""
