@@ -1,7 +1,6 @@
 """Starting, showing and ending endpoints."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -39,14 +38,22 @@ def taken_port():
 
 
 @pytest.fixture
-def sleeper():
-    """A process of ours, and what `serve up` would have recorded of it."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    started = psutil.Process(child.pid).create_time()
-    record = {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "pid": child.pid, "started": started}
-    yield child, record
-    child.kill()
-    child.wait()
+def processes():
+    """Two processes that sleep: an endpoint, and a stranger that has the number of another after a restart."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    yield children
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+def record(processes):
+    """What `serve up` would have written of the endpoint."""
+    pid = processes[0].pid
+    started = psutil.Process(pid).create_time()
+    return {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "pid": pid, "started": started}
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -95,13 +102,12 @@ def test_an_unknown_model_detached_starts_nothing(mlflow_home, free_port, monkey
     assert not list((mlflow_home / "serve").glob("*.json"))
 
 
-def test_records_of_processes_that_are_gone_are_removed(home, sleeper):
-    child, record = sleeper
-    stranger = psutil.Process().ppid()  # has the number that an endpoint had before a restart of the machine
+def test_records_of_processes_that_are_gone_are_removed(home, processes, record):
+    child, stranger = processes
     folder = home / "serve"
     write_json(folder / "1.json", record)
     write_json(folder / "2.json", record | {"port": 2, "pid": 2**22 + 1})
-    write_json(folder / "3.json", record | {"port": 3, "pid": stranger})
+    write_json(folder / "3.json", record | {"port": 3, "pid": stranger.pid, "started": record["started"] - 60})
     (folder / "4.json").write_text("{")
     write_json(folder / "5.json", {"port": 5})
     assert control.status() == [record | {"answers": False}]
@@ -111,13 +117,13 @@ def test_records_of_processes_that_are_gone_are_removed(home, sleeper):
     assert control.status() == []
 
 
-def test_down_ends_what_was_started_here_and_nothing_else(home, sleeper):
-    child, record = sleeper
+def test_down_ends_what_was_started_here_and_nothing_else(home, processes, record):
+    child, stranger = processes
     write_json(home / "serve" / "1.json", record)
-    write_json(home / "serve" / "2.json", record | {"port": 2, "pid": os.getppid()})
+    write_json(home / "serve" / "2.json", record | {"port": 2, "pid": stranger.pid, "started": record["started"] - 60})
     assert control.down() == ["http://127.0.0.1:1"]
     assert not psutil.pid_exists(child.pid)
-    assert psutil.pid_exists(os.getppid())
+    assert stranger.poll() is None
     assert list((home / "serve").iterdir()) == []
     assert control.down() == []
 
