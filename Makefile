@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch is not in the lock: its build, and the CUDA packages that it pins itself, depend on the machine.
+# Not in the lock: torch, whose build, and the CUDA packages that it pins itself, depend on the machine; and bitsandbytes,
+# which pyiqa wants for a language model that nothing here uses, and every process would spend 2 s on importing.
 TORCH := torch==2.14.1 torchvision==0.29.1
-OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
+LEFT_OUT := bitsandbytes torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
@@ -50,7 +51,7 @@ chaos: install  ## Tests that kill things
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	echo $(TORCH) | tr ' ' '\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --all-extras --constraints - $(addprefix --no-emit-package ,$(OF_TORCH)) pyproject.toml -o requirements.lock
+		--no-annotate --all-extras --constraints - $(addprefix --no-emit-package ,$(LEFT_OUT)) pyproject.toml -o requirements.lock
 
 clean:  ## Remove .venv and what commands made in .osdface
 	rm -rf $(VENV) .osdface

@@ -1,14 +1,15 @@
 """The two discriminators: patches of pictures in stage 1, patches of noised latents in stage 2."""
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
-from osdface.generator import lora_config
 from osdface.presets import LatentDiscriminatorShape, PatchDiscriminatorShape
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -48,8 +49,12 @@ class LatentDiscriminator(nn.Module):
     down_blocks: nn.ModuleList
     mid_block: nn.Module
 
-    def __init__(self, unet: UNet2DConditionModel, shape: LatentDiscriminatorShape, seed: int = 0):
+    def __init__(self, unet: "UNet2DConditionModel", shape: LatentDiscriminatorShape, seed: int = 0):
         super().__init__()
+        from peft import inject_adapter_in_model  # here, since stage 1 has no need of it
+
+        from osdface.generator import lora_config
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for part in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block"):
