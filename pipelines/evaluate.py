@@ -19,7 +19,7 @@ from pipelines.metrics import METRICS
 from pipelines.pairs import PairDataset, read_manifest
 
 BATCH = 16
-SHOWN = 8  # pairs of the sheet
+SHOWN = 6  # pairs of the sheet, spread over the split
 UNTRAINED = "untrained"
 METRICS_FILE, ROWS_FILE, SHEET_FILE = "metrics.json", "rows.parquet", "sheet.png"
 
@@ -90,6 +90,7 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], Sheet]:
     rows: list[dict[str, Any]] = []
     shown: Sheet = []
+    chosen = set(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).round().astype(int).tolist())
     for start in range(0, len(pairs), BATCH):
         batch = pairs.batch(range(start, min(start + BATCH, len(pairs))))
         hq = report.to_uint8(batch["hq"])
@@ -100,7 +101,7 @@ def _measure(
                 f"{which}_{n}": f(images[i], hq[i]) for which, images in pictures.items() for n, f in METRICS.items()
             }
             rows.append({"key": key} | values)
-            if len(shown) < SHOWN:
+            if len(rows) - 1 in chosen:
                 shown.append([pictures["lq"][i], pictures["restored"][i], hq[i]])
         if progress:
             progress("evaluate", len(rows), len(pairs))
