@@ -1,47 +1,73 @@
 """Encoded picture -> uint8 RGB array, with the header checked before anything is decoded."""
 
 import contextlib
+import importlib
 import io
 import warnings
+from importlib.util import find_spec
 from typing import Literal
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from osdface.errors import UserError
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs (EPS)
-Fault = Literal["empty", "unknown", "animated", "too_large", "unreadable"]
+FORMATS: tuple[str, ...] = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # Pillow's others may start programs (EPS)
+if features.check("avif"):
+    FORMATS += ("AVIF",)
+if find_spec("pillow_heif"):  # an iPhone's HEIC, where somebody installed its plugin
+    importlib.import_module("pillow_heif").register_heif_opener()
+    FORMATS += ("HEIF",)
+Fault = Literal["empty", "unknown", "animated", "too_large", "unreadable", "too_small", "not_square", "no_face"]
+# What a PNG may hold that OpenCV treats otherwise than Pillow: orientation, a clear colour, an animation.
+OWN_WAYS = (b"eXIf", b"Raw profile", b"com.adobe.xmp", b"tRNS", b"acTL")
 
 
 class ImageError(UserError):
-    """A picture that will not be decoded; `fault` says which kind, the message names the picture and why."""
+    """A picture that will not be used; `fault` says which kind, `reason` why; the message adds the picture's name."""
 
-    def __init__(self, fault: Fault, message: str):
-        super().__init__(message)
+    def __init__(self, fault: Fault, reason: str, name: str = "picture"):
+        super().__init__(fault, reason, name)  # all three, so that it can be pickled
         self.fault: Fault = fault
+        self.reason = reason
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 def open_header(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read the header only. Raises ImageError for what is empty, no picture, animated, or over `max_pixels`."""
     if not data:
-        raise ImageError("empty", f"{name}: is empty")
+        raise ImageError("empty", "is empty", name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             moving = getattr(image, "is_animated", False) and image.format != "MPO"  # a camera's JPEG with a preview
     except Image.DecompressionBombError as error:  # Pillow's own limit, below any larger `max_pixels`
-        raise ImageError("too_large", f"{name}: {error}") from None
+        raise ImageError("too_large", str(error), name) from None
     except Exception:  # parsers of damaged headers raise many kinds
-        raise ImageError("unknown", f"{name}: is not a picture this program reads ({', '.join(FORMATS)})") from None
+        raise ImageError("unknown", f"is not a picture this program reads ({', '.join(FORMATS)})", name) from None
     if image.width * image.height > max_pixels:
-        raise ImageError("too_large", f"{name}: {image.width}x{image.height} is more than {max_pixels} pixels")
+        raise ImageError("too_large", f"{image.width}x{image.height} is more than {max_pixels} pixels", name)
     if moving:
-        raise ImageError("animated", f"{name}: is animated or has several pages; give a still picture")
+        raise ImageError("animated", "is animated or has several pages; give a still picture", name)
     if image.mode == "F":
-        raise ImageError("unknown", f"{name}: has floating-point pixels of unknown range; give 8 or 16 bits")
+        raise ImageError("unknown", "has floating-point pixels of unknown range; give 8 or 16 bits", name)
+    if image.mode == "I" and image.format == "TIFF":
+        raise ImageError("unknown", "has 32-bit pixels of unknown range; give 8 or 16 bits", name)
     return image
 
 
@@ -51,17 +77,38 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
     Raises ImageError, as `open_header` does, and for what is truncated or damaged.
     """
     image = open_header(data, name, max_pixels)
+    plain = _plain_png(image, data)
+    if plain is not None:
+        return plain
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
             with contextlib.suppress(Exception):  # broken metadata spoils no picture
                 image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: PIL would clip, not scale
-            image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(_rgb(image))
     except Exception as error:  # decoders raise many kinds: all of them mean a damaged file
-        raise ImageError("unreadable", f"{name}: is damaged ({error or type(error).__name__})") from None
+        raise ImageError("unreadable", f"is damaged ({error or type(error).__name__})", name) from None
+
+
+def _plain_png(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """A PNG of 8-bit RGB and nothing else, decoded by OpenCV: the same pixels a seventh sooner. None: let Pillow judge.
+
+    OpenCV refuses every PNG that Pillow refuses, and some damaged ones that Pillow can still read.
+    """
+    plain = image.format == "PNG" and image.tile[0].args == "RGB"  # type: ignore[attr-defined]
+    if not plain or any(mark in data for mark in OWN_WAYS):
+        return None
+    with contextlib.suppress(cv2.error):
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
