@@ -9,7 +9,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from osdface.errors import UserError
 
@@ -58,8 +58,10 @@ def open_header(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS
             moving = getattr(image, "is_animated", False) and image.format != "MPO"  # a camera's JPEG with a preview
     except Image.DecompressionBombError as error:  # Pillow's own limit, below any larger `max_pixels`
         raise ImageError("too_large", str(error), name) from None
-    except Exception:  # parsers of damaged headers raise many kinds
+    except UnidentifiedImageError:
         raise ImageError("unknown", f"is not a picture this program reads ({', '.join(FORMATS)})", name) from None
+    except Exception as error:  # parsers of damaged headers, and of texts that fill the memory, raise many kinds
+        raise _damaged(error, name) from None
     if image.width * image.height > max_pixels:
         raise ImageError("too_large", f"{image.width}x{image.height} is more than {max_pixels} pixels", name)
     if moving:
@@ -88,7 +90,11 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
                 image = ImageOps.exif_transpose(image)
         return np.asarray(_rgb(image))
     except Exception as error:  # decoders raise many kinds: all of them mean a damaged file
-        raise ImageError("unreadable", f"is damaged ({error or type(error).__name__})", name) from None
+        raise _damaged(error, name) from None
+
+
+def _damaged(error: Exception, name: str) -> ImageError:
+    return ImageError("unreadable", f"is damaged ({str(error) or type(error).__name__})", name)
 
 
 def _plain_png(image: Image.Image, data: bytes) -> np.ndarray | None:

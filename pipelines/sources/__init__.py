@@ -173,7 +173,7 @@ def _grouped(found: Iterator[Entry]) -> Iterator[Entry]:
 def _groups(sidecar: str) -> dict[str, str]:
     try:
         rows = [json.loads(line) for line in read(sidecar, LARGEST).decode().splitlines() if line.strip()]
-        return {row["file_name"]: str(row["group"]) for row in rows if "group" in row}
+        return {row["file_name"]: str(row["group"]) if "group" in row else "" for row in rows}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{SIDECAR}: not lines of JSON with a file_name each ({error}); mend or remove it") from None
 

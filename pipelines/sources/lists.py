@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -43,6 +44,7 @@ def _entry(listing: Place, line: str, group: str) -> Entry:
     """A URL's name leaves out what may be secret: user, password and query."""
     parent = listing._replace(path=listing.path.rpartition("/")[0])
     try:
+        os.fsencode(line)  # JSON can hold what no name can
         if "://" in line:
             parts = urlsplit(line)
             name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -51,4 +53,4 @@ def _entry(listing: Place, line: str, group: str) -> Entry:
         reason = "" if place.root or place.kind() == "file" else "is not there, or no file"
         return Entry(line, "" if reason else locator("file", *place), reason, group)
     except (ValueError, UserError) as error:  # a name that no file can have, a protocol that nobody knows
-        return Entry(line, reason=f"cannot be a picture's name ({error})", group=group)
+        return Entry(line.encode(errors="backslashreplace").decode(), reason=f"cannot be a name ({error})", group=group)

@@ -1,6 +1,8 @@
 """Every kind of picture comes out as 8-bit RGB or is refused with its fault."""
 
 import io
+import pickle
+import struct
 import zlib
 
 import numpy as np
@@ -30,7 +32,7 @@ class TestReading:
         assert (found.dtype, found.shape) == (np.uint8, (24, 32, 3))
         assert np.array_equal(found, picture)
 
-    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000"])
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000", "AVIF"])
     def test_lossy_formats_come_close(self, picture, format):
         found = read_image(coded(Image.fromarray(picture), format))
         assert np.abs(found.astype(int) - picture).mean() < 4
@@ -96,6 +98,70 @@ class TestReading:
         assert read_image(data).shape == (24, 32, 3)
 
 
+class TestPlainPNG:
+    """OpenCV decodes these; Pillow's pixels and Pillow's judgement hold."""
+
+    @staticmethod
+    def by_pillow(data: bytes) -> np.ndarray | None:
+        try:
+            return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        except (OSError, SyntaxError, ValueError):
+            return None
+
+    @staticmethod
+    def with_chunk(data: bytes, kind: bytes, content: bytes) -> bytes:
+        """Behind the header."""
+        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return data[:33] + chunk + data[33:]
+
+    @pytest.mark.parametrize("sides", [(1, 1), (1, 700), (700, 1), (64, 65), (333, 257)])
+    @pytest.mark.parametrize("level", [0, 1, 6, 9])
+    def test_the_same_pixels(self, sides, level):
+        noise = np.random.default_rng(level).integers(0, 256, (*sides, 3), np.uint8)
+        assert np.array_equal(read_image(coded(Image.fromarray(noise), "PNG", compress_level=level)), noise)
+
+    @pytest.mark.parametrize(
+        ("kind", "content"),
+        [
+            (b"gAMA", struct.pack(">I", 100_000)),
+            (b"cHRM", struct.pack(">8I", *[31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000])),
+            (b"sRGB", b"\0"),
+            (b"cICP", bytes([9, 16, 0, 1])),
+            (b"sBIT", bytes([5, 5, 5])),
+            (b"bKGD", bytes(6)),
+            (b"tRNS", bytes(6)),
+            (b"PLTE", bytes(range(6))),
+            (b"pHYs", bytes(9)),
+        ],
+    )
+    def test_whatever_stands_beside_them(self, picture, kind, content):
+        data = self.with_chunk(coded(Image.fromarray(picture), "PNG"), kind, content)
+        assert np.array_equal(read_image(data), picture)
+
+    def test_a_clear_colour_still_lies_over_white(self, picture):
+        red, green, blue = (int(value) for value in picture[3, 4])
+        found = read_image(coded(Image.fromarray(picture), "PNG", transparency=(red, green, blue)))
+        clear = (picture == picture[3, 4]).all(-1)
+        assert (found[clear] == 255).all()
+        assert np.array_equal(found[~clear], picture[~clear])
+
+    def test_damage_is_judged_as_pillow_does(self, picture):
+        whole, rng = coded(Image.fromarray(picture), "PNG"), np.random.default_rng(0)
+        read = 0
+        for _ in range(400):
+            data = bytearray(whole)
+            data[rng.integers(8, len(data))] ^= 1 << rng.integers(8)
+            data = bytes(data[: rng.integers(len(data) // 2, 2 * len(data))])
+            expected = self.by_pillow(data)
+            if expected is None:
+                with pytest.raises(ImageError):
+                    read_image(data)
+            else:
+                assert np.array_equal(read_image(data), expected)
+                read += 1
+        assert read > 10
+
+
 class TestRefusing:
     @pytest.mark.parametrize(
         ("data", "fault"),
@@ -141,6 +207,26 @@ class TestRefusing:
         data = coded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF")
         with pytest.raises(ImageError, match="floating-point pixels"):
             read_image(data)
+
+    def test_pixels_of_32_bits(self):
+        with pytest.raises(ImageError, match="32-bit pixels"):
+            read_image(coded(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"))
+
+    def test_heic_without_its_plugin(self):
+        with pytest.raises(ImageError, match="not a picture this program reads") as caught:
+            read_image(b"\0\0\0\x18ftypheic" + bytes(200))
+        assert caught.value.fault == "unknown"
+
+    def test_a_text_that_would_fill_the_memory(self, picture):
+        text = b"Comment\0\0" + zlib.compress(bytes(50_000_000))
+        data = TestPlainPNG.with_chunk(coded(Image.fromarray(picture), "PNG"), b"zTXt", text)
+        with pytest.raises(ImageError, match="is damaged") as caught:
+            open_header(data)
+        assert caught.value.fault == "unreadable"
+
+    def test_the_error_survives_its_way_from_a_worker(self):
+        error = pickle.loads(pickle.dumps(ImageError("empty", "is empty", "upload 7")))  # noqa: S301
+        assert (str(error), error.fault, error.reason) == ("upload 7: is empty", "empty", "is empty")
 
     def test_more_pixels_than_asked_from_the_header_alone(self, picture):
         data = coded(Image.fromarray(picture), "PNG")
