@@ -13,12 +13,19 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk: a rename may outlive a power cut that they do not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write(path: Path, data: bytes | str) -> None:
     """Write a file aside and rename it into place, making its folder where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = aside(path)
     try:
         temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

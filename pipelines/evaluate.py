@@ -16,7 +16,9 @@ from osdface.errors import UserError
 from osdface.restorer import Restorer
 from pipelines import report, tracking
 from pipelines.metrics import METRICS
-from pipelines.pairs import PairDataset, read_manifest
+from pipelines.pairs.manifest import read_manifest
+from pipelines.pairs.reading import PairDataset
+from pipelines.store import Reference
 
 BATCH = 16
 SHOWN = 6  # pairs of the sheet, spread over the split
@@ -29,7 +31,7 @@ Sheet = list[list[np.ndarray]]
 
 def evaluate(
     model: str,
-    data: Path,
+    data: Reference,
     out: Path,
     split: str = "test",
     against: str | None = None,

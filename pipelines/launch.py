@@ -1,6 +1,7 @@
 """Start a training stage on Ray Train workers, follow it, and put its output in place."""
 
 import contextlib
+import functools
 import json
 import os
 import pkgutil
@@ -21,7 +22,9 @@ from osdface.config import digest, home, resolved
 from osdface.errors import UsageError, UserError
 from osdface.files import aside, replace_folder, write_json
 from pipelines import cluster, tracking
-from pipelines.pairs import read_manifest
+from pipelines.pairs.manifest import read_manifest
+from pipelines.synthesize.build import synthesize
+from pipelines.synthesize.config import Virtual
 from pipelines.training import Progress, TrainConfig, Worker
 
 RECEIPT = "training.json"  # beside every output: what run made it from what
@@ -61,7 +64,9 @@ def launch(
     The run's name comes from their digest, so the same command again continues what a kill left, and never what
     another configuration left. Raises UserError or UsageError before any worker starts where something is missing.
     """
-    manifest = read_manifest(config.data)
+    if isinstance(config.data, Virtual):
+        config = config.model_copy(update={"data": _indexed(config.data, progress, address)})
+    manifest = read_manifest(config.folder)
     _check(config, manifest)
     settings = {k: v for k, v in resolved(config).items() if k not in ("data", "out", *inputs)}
     parents = {name: made for name, (_, made) in inputs.items()}
@@ -79,7 +84,7 @@ def launch(
     cluster.require_cpus(config.workers * config.cpus_per_worker)
     memo = home() / "runs" / f"{name}.json"
     resume = json.loads(memo.read_text())["run_id"] if memo.is_file() else None
-    with tracking.run(stage, name, resolved(config), manifest, config.data, runs, resume) as run:
+    with tracking.run(stage, name, resolved(config), manifest, config.folder, runs, resume) as run:
         write_json(memo, {"run_id": run.id})
         runs[stage] = run.id
         origin = {"runs": runs, "dataset_digest": manifest.digest}
@@ -87,6 +92,18 @@ def launch(
         note = {"stage": stage, "digest": identity, "run_id": run.id, "runs": runs, "dataset_digest": manifest.digest}
         _place(checkpoint, config.out, note)
     return Trained(config.out, run.id, identity, True)
+
+
+def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> str:
+    """Where the index of virtual data lies, made or found."""
+    out = home() / "virtual" / digest(resolved(data))[:12]
+    count = functools.partial(_count, progress) if progress else None
+    synthesize(data.index(str(out)), count, address)
+    return str(out)
+
+
+def _count(progress: Progress, label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
+    progress(label, done, total, values or {})
 
 
 def _check(config: TrainConfig, manifest: Any) -> None:

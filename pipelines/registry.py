@@ -226,19 +226,23 @@ def _run(client: MlflowClient, run_id: str, above: tuple[str, ...] = ()) -> dict
 
 
 def _dataset(tags: dict[str, str]) -> dict[str, Any] | str:
-    from pipelines.pairs import read_manifest  # with it comes torch, which nothing else here needs
+    from pipelines.pairs.manifest import read_manifest  # with it come pyarrow and more, which nothing else here needs
 
     if "dataset" not in tags:
         return NOT_RECORDED
     node: dict[str, Any] = {"digest": tags.get("dataset_digest", NOT_RECORDED), "folder": tags["dataset"]}
     try:
-        manifest = read_manifest(Path(tags["dataset"]))
+        manifest = read_manifest(tags["dataset"])
     except UserError as error:
         return node | {"now": str(error)}
     if manifest.digest != node["digest"]:
         return node | {"now": f"another dataset is there ({manifest.digest})"}
     recipe = manifest.spec.recipe
-    return node | {"recipe": recipe.name, "recipe_digest": recipe.digest, "sources": manifest.sources}
+    return node | {
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "sources": [source.uri for addition in manifest.additions for source in addition.sources],
+    }
 
 
 def _search(client: MlflowClient, name: str) -> list[Version]:

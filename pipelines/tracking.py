@@ -21,9 +21,10 @@ from PIL import Image
 
 from osdface.config import home
 from osdface.errors import UserError
+from pipelines.store import Reference, Store
 
 if TYPE_CHECKING:  # the registry's commands need no torch
-    from pipelines.pairs import Manifest
+    from pipelines.pairs.manifest import Manifest
 
 log = logging.getLogger(__name__)
 FORMAT = "1"  # of what a run records, kept as a tag
@@ -174,7 +175,7 @@ def run(
     name: str,
     config: dict[str, Any],
     manifest: "Manifest",
-    data: Path,
+    data: Reference,
     parents: dict[str, str],
     resume: str | None = None,
 ) -> Iterator[Run]:
@@ -192,7 +193,7 @@ def run(
             run_id = resume if resume and exists(made, resume) else _create(made, stage, name, address)
             made.update_run(run_id, status="RUNNING")
             if run_id != resume:
-                _describe(made, run_id, config, manifest, data, parents)
+                _describe(made, run_id, config, manifest, Store(data).uri, parents)
         except (MlflowException, OSError) as error:
             raise UserError(f"MLflow at {address}: cannot begin the run {name} ({reason(error)})") from None
         yield Run(run_id, address)
@@ -232,9 +233,9 @@ def exists(made: MlflowClient, run_id: str) -> bool:
 
 
 def _describe(
-    made: MlflowClient, run_id: str, config: dict[str, Any], manifest: "Manifest", data: Path, parents: dict[str, str]
+    made: MlflowClient, run_id: str, config: dict[str, Any], manifest: "Manifest", data: str, parents: dict[str, str]
 ) -> None:
-    tags = {"format": FORMAT, "dataset_digest": manifest.digest, "dataset": str(data.absolute())}
+    tags = {"format": FORMAT, "dataset_digest": manifest.digest, "dataset": data}
     tags |= {f"run.{stage}": parent for stage, parent in parents.items()}
     if revision := git_revision():
         tags["git_revision"] = revision
@@ -243,9 +244,11 @@ def _describe(
     for start in range(0, len(params), PARAMS_PER_CALL):
         made.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
     made.log_dict(run_id, config, "config.json")
-    source = json.dumps({"uri": str(data.absolute()), "digest": manifest.digest})
+    source = json.dumps({"uri": data, "digest": manifest.digest})
     profile = json.dumps({"rows": manifest.counts.rows, **manifest.counts.splits, "recipe": manifest.spec.recipe.name})
-    dataset = Dataset(data.absolute().name, manifest.digest[:DIGEST_LENGTH], "local", source, profile=profile)
+    dataset = Dataset(
+        data.rstrip("/").rpartition("/")[2], manifest.digest[:DIGEST_LENGTH], "local", source, profile=profile
+    )
     made.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from osdface import presets
 from osdface.base import new_base, save_base
 from osdface.diffusion import forward_diffusion
-from pipelines.pairs import PairDataset
+from pipelines.pairs.reading import PairDataset
 from pipelines.report import sheet_of_tensors
 from pipelines.training import Duration, Metrics, Optimizer, Phase, Step, TrainConfig
 
@@ -84,7 +84,7 @@ class BaseStage:
     @torch.no_grad()
     def _latent_deviation(self) -> float:
         """Standard deviation of the latents of some training pictures: they are scaled to unit variance by it."""
-        data = PairDataset(self.config.data, "train")
+        data = PairDataset(self.config.folder, "train")
         images = data.batch(range(min(64, len(data))))["hq"].to(self.prompt.device)
         return float(self.base.vae.encode(images.to(next(self.base.vae.parameters()))).latent_dist.mode().std())
 

@@ -23,7 +23,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from osdface.config import Strict, digest
 from osdface.errors import UserError
 from pipelines import tracking
-from pipelines.pairs import PairDataset, ShuffledBatches
+from pipelines.pairs.manifest import Location
+from pipelines.pairs.reading import PairDataset, ShuffledBatches
+from pipelines.synthesize.config import Virtual
 
 Metrics = dict[str, Tensor]
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -74,10 +76,13 @@ class Optimizer(Strict):
 
 
 class TrainConfig(Strict):
-    """What every stage's configuration has."""
+    """What every stage's configuration has.
+
+    data: a pair dataset's folder or URL; or `{mode: virtual, sources: [...], ...}`: pairs made as they are read.
+    """
 
     preset: str
-    data: Path
+    data: Location | Virtual
     out: Path
     seed: int = 0
     batch_size: int  # pictures a step over all workers
@@ -90,6 +95,12 @@ class TrainConfig(Strict):
     checkpoint_every: int = 1000
     log_every: int = 10
     max_failures: int = 0  # how often Ray Train restarts a failed worker group from the last checkpoint
+
+    @property
+    def folder(self) -> str:
+        """The dataset's place; of virtual data once it has its index."""
+        assert isinstance(self.data, str), "virtual data has no place before `launch` indexes it"
+        return self.data
 
     def weights(self) -> list[str]:
         """The third-party weight files (names in `osdface.weights`) that this configuration needs."""
@@ -204,7 +215,7 @@ class Worker:
     data: PairDataset = field(init=False)
 
     def __post_init__(self) -> None:
-        self.data = PairDataset(self.config.data, "train")
+        self.data = PairDataset(self.config.folder, "train")
 
     def train(self, checkpoint: Path | None) -> None:
         """Run every phase that the checkpoint does not have behind it, then report the stage's output."""
@@ -287,6 +298,6 @@ class Worker:
 
     def _draw_sheet(self, name: str) -> None:
         if self.rank == 0 and self.run:
-            data = PairDataset(self.config.data, "val")
+            data = PairDataset(self.config.folder, "val")
             batch = self._to_device(data.batch(range(min(8, len(data)))))
             self.run.image(f"sheets/{name}.png", self.stage.sheet(batch))

@@ -42,7 +42,8 @@ def faces_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def pairs(faces_folder, ray_session, tmp_path_factory) -> Path:
     """A pair dataset of those faces, with all three splits."""
-    from pipelines.synthesize import Split, SynthConfig, synthesize
+    from pipelines.synthesize.build import synthesize
+    from pipelines.synthesize.config import Split, SynthConfig
 
     out = tmp_path_factory.mktemp("pairs") / "pairs"
     split = Split(val=0.15, test=0.25)

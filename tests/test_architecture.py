@@ -10,7 +10,7 @@ from importlinter import api
 
 from jobs import configs
 from osdface.config import load, resolved
-from pipelines.synthesize import SynthConfig
+from pipelines.synthesize.config import SynthConfig
 from pipelines.train_base import BaseConfig
 from pipelines.train_osd import OSDConfig
 from pipelines.train_vre import VREConfig

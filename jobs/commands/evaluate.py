@@ -1,6 +1,5 @@
 """osdface evaluate: how well a model restores."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -11,7 +10,7 @@ from osdface.errors import UsageError, UserError
 
 def evaluate(
     model: options.Model,
-    data: Annotated[Path, typer.Option(help="The pair dataset.")],
+    data: Annotated[str, typer.Option(help="The pair dataset: a folder or URL.")],
     out: options.Out,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which pairs.")] = "test",
     against: Annotated[

@@ -11,12 +11,15 @@ from osdface.config import load
 app = typer.Typer(
     help="Train the base prior, stage 1 (VRE) and stage 2 (the one-step generator) on Ray Train and DeepSpeed."
 )
-Data = Annotated[Path, typer.Option(help="The pair dataset to train on.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="The pair dataset to train on: a folder or URL; else what the configuration says."),
+]
 
 
 def base(
-    data: Data,
     out: options.Out,
+    data: Data = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
@@ -32,8 +35,8 @@ console.command(app, "base", "osdface train base --config tiny --data pairs --ou
 
 
 def vre(
-    data: Data,
     out: options.Out,
+    data: Data = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
@@ -49,10 +52,10 @@ console.command(app, "vre", "osdface train vre --config tiny --data pairs --out 
 
 
 def osd(
-    data: Data,
     base: Annotated[Path, typer.Option(help="The base model: a diffusers folder.")],
     vre: Annotated[Path, typer.Option(help="The output of `osdface train vre`.")],
     out: options.Out,
+    data: Data = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,

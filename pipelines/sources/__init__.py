@@ -18,7 +18,8 @@ from pipelines.sources.shards import is_pattern
 
 Kind = Literal["auto", "folder", "zip", "tar", "webdataset", "parquet", "list", "ffhq"]
 SIDECAR = "metadata.jsonl"  # Hugging Face's imagefolder layout; may give each picture a `group`
-SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what operating systems leave, beside AppleDouble files
+# What operating systems leave, beside AppleDouble files; and what `faces make` notes beside its pictures.
+SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini", ".faces.json"}
 LARGEST = 2**28  # bytes of a sidecar
 BY_SUFFIX: dict[str, Kind] = {
     ".zip": "zip", ".tar": "tar", ".parquet": "parquet", ".txt": "list", ".csv": "list", ".jsonl": "list",

@@ -16,7 +16,10 @@ from jobs import cli, console
 from osdface.errors import UserError
 from osdface.files import sha256
 from osdface.imagefile import read_image
-from pipelines.pairs import PairDataset, ShuffledBatches, describe, read_manifest, row_digest, verify
+from pipelines.pairs.manifest import describe, read_manifest
+from pipelines.pairs.reading import PairDataset, ShuffledBatches
+from pipelines.pairs.schema import note, row_digest
+from pipelines.pairs.verify import verify
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ def edit(folder: Path, change) -> None:
 class TestSchema:
     COLUMNS = {
         "key": pa.string(), "source_uri": pa.string(), "source_sha256": pa.string(), "variant": pa.int32(),
-        "split": pa.string(), "hq": pa.binary(), "lq": pa.binary(), "height": pa.int32(), "width": pa.int32(),
+        "split": pa.string(), "hq": pa.binary(), "lq": pa.binary(), "target": pa.binary(), "target_uri": pa.string(),
+        "target_sha256": pa.string(), "height": pa.int32(), "width": pa.int32(),
         "trace": pa.string(), "recipe_digest": pa.string(),
     }  # fmt: skip
 
@@ -62,6 +66,7 @@ class TestSchema:
     def test_the_digest_covers_every_column(self, pairs, column):
         row = pq.read_table(pairs / "shards").slice(0, 1).to_pylist()[0]
         value = row[column]
+        value = b"" if value is None and column == "target" else value or ""
         other = value + 1 if isinstance(value, int) else value + (b"x" if isinstance(value, bytes) else "x")
         assert row_digest(row | {column: other}) != row_digest(row)
 
@@ -126,8 +131,7 @@ class TestVerify:
         rows = pq.read_table(path).to_pylist()
         rows[0]["trace"] = rows[1]["trace"]
         pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
-        digests, splits = [row_digest(row) for row in rows], [row["split"] for row in rows]
-        shard = describe(path, sha256(path), digests, splits)
+        shard = describe(path.name, path.stat().st_size, sha256(path), [note(row) for row in rows])
         edit(copied, lambda manifest: manifest["shards"].__setitem__(0, shard.model_dump()))
         with pytest.raises(UserError, match=rf"part-00000\.parquet: row {rows[0]['key']} does not replay"):
             verify(copied, replay=3)
@@ -159,7 +163,7 @@ class TestUnfinished:
 
     @pytest.mark.parametrize(
         ("text", "field"),
-        [("{", "Invalid JSON"), ("{}", "digest: Field required"), ('{"format_version": 2}', "format_version")],
+        [("{", "Invalid JSON"), ("{}", "digest: Field required"), ('{"format_version": 1}', "format_version")],
     )
     def test_a_manifest_that_is_damaged(self, copied, text, field):
         (copied / "manifest.json").write_text(text)

@@ -13,7 +13,7 @@ from osdface import bundle
 from osdface.errors import UserError
 from osdface.restorer import Restorer
 from pipelines import registry, tracking
-from pipelines.pairs import read_manifest
+from pipelines.pairs.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -266,7 +266,7 @@ def test_lineage_from_a_version_down_to_the_sources(with_provenance, pairs, face
     assert dataset["digest"] == manifest.digest
     assert dataset["folder"] == str(pairs)
     assert (dataset["recipe"], dataset["recipe_digest"]) == (manifest.spec.recipe.name, manifest.spec.recipe.digest)
-    assert dataset["sources"] == manifest.sources
+    assert dataset["sources"] == [source.uri for source in manifest.additions[0].sources]
     assert str(faces_folder) in str(dataset["sources"])
     assert registry.lineage(osd)["run"] == tree["osd"]
     assert registry.lineage(vre)["run"] == tree["osd"]["vre"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from osdface.errors import UserError
 from osdface.imagefile import read_image
-from pipelines.pairs import read_manifest
+from pipelines.pairs.manifest import read_manifest
 from pipelines.report import (
     MARGIN,
     TITLE,

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from osdface.errors import UserError
 from pipelines import tracking
-from pipelines.pairs import read_manifest
+from pipelines.pairs.manifest import read_manifest
 
 CONFIG = {
     "preset": "tiny",

@@ -1,0 +1,127 @@
+"""One writer at a time for a folder on any filesystem: a lease with fencing.
+
+Each holder creates `lease-N.json`, N one above the last, on condition that none exists; the highest N holds. It beats:
+`beat-N` is rewritten every few seconds. A lease whose process is gone (same machine), or that misses its beats, is
+taken over. Whoever writes for a holder asks `check` just before, so that an orphan of a dead job cannot commit.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from osdface.errors import UserError
+from pipelines.store import Store
+
+FOLDER = ".receipts"
+PATIENCE = 15.0  # seconds without a beat after which a holder elsewhere counts as dead
+BEAT = 3.0
+
+
+@contextlib.contextmanager
+def hold(store: Store) -> Iterator[str]:
+    """Hold the folder's lease; yields the token that `check` takes.
+
+    Raises UserError naming the holder if a living one has it, after at most PATIENCE seconds.
+    """
+    token = uuid.uuid4().hex
+    number = _acquire(store, token)
+    over = threading.Event()
+    thread = threading.Thread(target=_beat, args=(store, number, over), daemon=True)
+    thread.start()
+    try:
+        yield token
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # then it lapses by itself
+            store.remove(f"{FOLDER}/beat-{number}")
+            store.remove(f"{FOLDER}/lease-{number}.json")
+
+
+def check(store: Store, token: str) -> None:
+    """Raise UserError unless `token` still holds the folder."""
+    held = _highest(store)
+    if held is None or held[1].get("token") != token:
+        raise UserError(f"{store}: another job has taken this output over; this one stops without writing to it")
+
+
+def _acquire(store: Store, token: str) -> int:
+    mine = {"token": token, "host": _host(), "pid": os.getpid(), "since": time.time()}
+    while True:
+        held = _highest(store)
+        number = held[0] + 1 if held else 1
+        if held and not _dead(store, *held):
+            who = held[1]
+            raise UserError(
+                f"{store}: another job writes to it (process {who.get('pid')} on {who.get('host', '').split('/')[0]}); "
+                "wait for it, or give another --out"
+            )
+        if store.create(f"{FOLDER}/lease-{number}.json", json.dumps(mine).encode()):
+            for name in store.names(FOLDER):
+                if _number(name) is not None and _number(name) != number:
+                    store.remove(f"{FOLDER}/{name}")
+            return number
+
+
+def _highest(store: Store) -> tuple[int, dict] | None:
+    numbers = [n for name in store.names(FOLDER) if name.startswith("lease-") and (n := _number(name)) is not None]
+    if not numbers:
+        return None
+    try:
+        return max(numbers), json.loads(store.read(f"{FOLDER}/lease-{max(numbers)}.json"))
+    except FileNotFoundError:  # given up just now
+        return None
+    except ValueError:
+        return max(numbers), {}
+
+
+def _number(name: str) -> int | None:
+    kind, _, rest = name.partition("-")
+    digits = rest.removesuffix(".json")
+    return int(digits) if kind in ("lease", "beat") and digits.isdigit() else None
+
+
+def _dead(store: Store, number: int, holder: dict) -> bool:
+    """Whether the holder is gone: at once where its process can be looked for, else by waiting for a beat."""
+    if holder.get("host") == _host():
+        try:
+            return psutil.Process(holder["pid"]).create_time() > holder["since"]
+        except psutil.NoSuchProcess:
+            return True
+    before, until = _pulse(store, number), time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        time.sleep(BEAT / 4)
+        if _pulse(store, number) != before:
+            return False
+    return True
+
+
+def _pulse(store: Store, number: int) -> bytes:
+    try:
+        return store.read(f"{FOLDER}/beat-{number}")
+    except FileNotFoundError:
+        return b""
+
+
+def _beat(store: Store, number: int, over: threading.Event) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # a disk that fails for long loses the lease, as it should
+            store.put(f"{FOLDER}/beat-{number}", str(time.time()).encode())
+        if over.wait(BEAT):
+            return
+
+
+def _host() -> str:
+    """This machine and its process namespace: in another container the same number is another process."""
+    try:
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,115 @@
+"""Reading pairs for training: one split as PyTorch's map-style dataset, and the order in which it is trained on."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osdface.errors import UserError
+from pipelines.pairs.manifest import SHARDS, open_parquet, read_manifest
+from pipelines.pairs.origin import Originals
+from pipelines.store import Reference, Store
+
+if TYPE_CHECKING:  # imported where a tensor is made: synthesis and verification start without it
+    from torch import Tensor
+
+NEEDED = ["key", "source_uri", "source_sha256", "variant", "hq", "lq", "target", "target_sha256"]
+
+
+class PairDataset:
+    """One split of a pair dataset, stored, referring to its sources, or virtual.
+
+    An item is {"key": str, "hq": tensor, "lq": tensor}: float32 (3, H, W) in [-1, 1]; "hq" is the target where a
+    picture has a twin to aim at. Row groups are read as they are needed and `kept_groups` of them kept; `groups` lists
+    the positions that each holds. Works with `torch.utils.data.DataLoader`. Raises UserError for a folder that is no
+    finished dataset, or a shard or source that cannot be read.
+    """
+
+    def __init__(self, folder: Reference, split: str, kept_groups: int = 64):
+        self.store = Store(folder)
+        manifest = read_manifest(self.store)
+        self.originals = Originals(manifest)
+        self.rows: list[tuple[str, int, int]] = []  # shard, row group, row in it
+        self.groups: list[list[int]] = []
+        for shard in manifest.shards:
+            self._index(f"{SHARDS}/{shard.name}", split)
+        self._kept = kept_groups
+
+    @functools.cached_property
+    def _group(self) -> Any:
+        return functools.lru_cache(self._kept)(self._read_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_group"}
+
+    def _index(self, name: str, split: str) -> None:
+        with open_parquet(self.store, name) as file:
+            for group in range(file.num_row_groups):
+                splits = file.read_row_group(group, columns=["split"]).column(0).to_pylist()
+                members = [row for row, found in enumerate(splits) if found == split]
+                if members:
+                    self.groups.append(list(range(len(self.rows), len(self.rows) + len(members))))
+                    self.rows += [(name, group, row) for row in members]
+
+    def _read_group(self, name: str, group: int) -> list[dict[str, Any]]:
+        with open_parquet(self.store, name) as file:
+            return file.read_row_group(group, columns=NEEDED).to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, group, row = self.rows[index]
+        stored = self._group(name, group)[row]
+        pictures = self.originals.pictures(stored)
+        return {"key": stored["key"], "hq": _tensor(pictures.target), "lq": _tensor(pictures.lq)}
+
+    def batch(self, indices: Iterable[int]) -> dict[str, Any]:
+        """Rows stacked: {"key": list of str, "hq": tensor, "lq": tensor}, the tensors (B, 3, H, W) in [-1, 1]."""
+        import torch
+
+        items = [self[index] for index in indices]
+        stacked = {name: torch.stack([item[name] for item in items]) for name in ("hq", "lq")}
+        return {"key": [item["key"] for item in items], **stacked}
+
+
+def _tensor(image: np.ndarray) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class ShuffledBatches:
+    """The order in which a dataset is trained on: a pure function of (seed, step), whatever the number of ranks.
+
+    Each epoch permutes the row groups, then the rows within windows of `window` groups, so that reading stays local
+    and memory bounded; the last partial batch of an epoch is dropped. Rank r takes its slice of every global batch of
+    `size` rows. Raises UserError where the split has too few rows for one batch.
+    """
+
+    def __init__(self, data: PairDataset, size: int, seed: int, rank: int = 0, world: int = 1, window: int = 32):
+        if len(data) < size:
+            raise UserError(f"{data.store}: its split has {len(data)} pairs, fewer than a batch of {size}")
+        self.data, self.size, self.seed, self.window = data, size, seed, window
+        self.share = slice(rank * size // world, (rank + 1) * size // world)
+        self.per_epoch = len(data) // size
+
+    def order(self, epoch: int) -> list[int]:
+        """All rows of an epoch."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        groups = rng.permutation(len(self.data.groups))
+        rows: list[int] = []
+        for start in range(0, len(groups), self.window):
+            members = [row for group in groups[start : start + self.window] for row in self.data.groups[group]]
+            rows += rng.permutation(members).tolist()
+        return rows
+
+    def from_step(self, step: int = 0) -> Iterator[list[int]]:
+        """This rank's rows of every batch from `step` on, epoch after epoch, without end."""
+        epoch, first = divmod(step, self.per_epoch)
+        while True:
+            order = self.order(epoch)
+            for index in range(first, self.per_epoch):
+                yield order[index * self.size : (index + 1) * self.size][self.share]
+            epoch, first = epoch + 1, 0

@@ -1,0 +1,94 @@
+"""A pair as a row: its columns, its digest, and how its pictures are encoded."""
+
+import hashlib
+import json
+from typing import Annotated, Any, NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from pydantic import AfterValidator
+
+from osdface.config import digest
+from osdface.imagefile import read_image
+
+ROW_GROUP = 16  # rows: small, since training reads them in shuffled order
+PICTURES = ("hq", "lq", "target")
+_COLUMNS = [
+    ("key", pa.string()),
+    ("source_uri", pa.string()),
+    ("source_sha256", pa.string()),
+    ("variant", pa.int32()),
+    ("split", pa.string()),
+    ("hq", pa.binary()),  # null where the dataset stores references
+    ("lq", pa.binary()),  # null where it is virtual, and then so is the trace
+    ("target", pa.binary()),  # null: the HQ picture itself is what a restorer should give
+    ("target_uri", pa.string()),
+    ("target_sha256", pa.string()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("trace", pa.string()),
+    ("recipe_digest", pa.string()),
+]
+
+
+def _features() -> dict[str, Any]:
+    """What Hugging Face `datasets` needs to know to decode the pictures."""
+    return {
+        name: {"_type": "Image"} if name in PICTURES else {"dtype": str(kind), "_type": "Value"}
+        for name, kind in _COLUMNS
+    }
+
+
+SCHEMA = pa.schema(_COLUMNS, {"huggingface": json.dumps({"info": {"features": _features()}})})
+# addition: which of the dataset's additions the file came with. kind: of reason, for counting.
+REJECTS = pa.schema(
+    [("source_uri", pa.string()), ("kind", pa.string()), ("reason", pa.string()), ("addition", pa.int32())]
+)
+
+
+def _format(text: str) -> str:
+    kind, _, quality = text.partition(":")
+    if text in ("png", "webp"):
+        return text
+    if kind != "jpeg" or not (quality or "95").isdigit() or not 1 <= int(quality or 95) <= 100:
+        raise ValueError(f"'{text}' is no format: png, webp (both lossless), or jpeg:QUALITY with 1 to 100")
+    return f"jpeg:{int(quality or 95)}"
+
+
+Format = Annotated[str, AfterValidator(_format)]
+
+
+def encode(image: np.ndarray, format: Format) -> bytes:
+    """(H, W, 3) uint8 RGB to PNG or WebP (lossless), or to JPEG of the quality that `jpeg:QUALITY` says."""
+    kind, _, quality = format.partition(":")
+    options = {
+        "png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
+        "webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # above 100 means lossless
+        "jpeg": [cv2.IMWRITE_JPEG_QUALITY, int(quality or 0)],
+    }[kind]
+    return cv2.imencode(f".{kind}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+def as_stored(image: np.ndarray, format: Format) -> np.ndarray:
+    """The picture as a reader of its encoded form sees it."""
+    return read_image(encode(image, format)) if format.startswith("jpeg") else image
+
+
+class RowNote(NamedTuple):
+    """What a shard's description needs of each row."""
+
+    digest: str
+    split: str
+    variant: int
+
+
+def note(row: dict[str, Any]) -> RowNote:
+    """The note of a row."""
+    return RowNote(row_digest(row), row["split"], row["variant"])
+
+
+def row_digest(row: dict[str, Any]) -> str:
+    """sha256 over everything of a row that a reader sees."""
+    pictures = {name: row[name] and hashlib.sha256(row[name]).hexdigest() for name in PICTURES}
+    return digest({name: row[name] for name in SCHEMA.names} | pictures)

@@ -1,0 +1,164 @@
+"""A folder on a local disk or on any fsspec filesystem (S3, GCS, memory...), where no file is ever half-written."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from osdface.files import aside, sync
+
+Reference = str | os.PathLike[str]
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "azure", "gcsfs", "adlfs")  # of remote filesystems
+
+
+class Store:
+    """Files by name ("shards/part-00000.parquet") under one root.
+
+    Every method raises OSError where the filesystem fails, FileNotFoundError for a name that is not there. Pickles as
+    its reference; credentials and endpoints come from the environment, as fsspec's filesystems read them.
+    """
+
+    def __init__(self, reference: Reference):
+        self.uri = os.fspath(reference)
+        if "://" in self.uri:
+            with _plain_errors():
+                self.fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+            self.root = root.rstrip("/")
+        else:
+            self.fs, self.root = LocalFileSystem(), os.fspath(Path(self.uri).absolute())
+        self.local = Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+        if self.local:
+            self.uri = self.root  # workers may stand elsewhere
+
+    def __reduce__(self) -> tuple:
+        return Store, (self.uri,)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def path(self, name: str) -> str:
+        """The filesystem's own path of a name; "" is the root."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def label(self, name: str) -> str:
+        """The name as people see it in messages."""
+        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+
+    def read(self, name: str) -> bytes:
+        with _plain_errors():
+            return self.fs.cat_file(self.path(name))
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """A seekable file, for reading."""
+        with _plain_errors(), self.fs.open(self.path(name), "rb") as file:
+            yield file
+
+    def exists(self, name: str = "") -> bool:
+        with _plain_errors():
+            return self.fs.exists(self.path(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """What lies directly in a folder, hidden names as well; nothing where there is no such folder."""
+        with _plain_errors():
+            try:
+                if self.local:  # fsspec lists a file as if it were a folder of itself
+                    return sorted(path.name for path in (self.local / folder).iterdir())
+                paths = self.fs.ls(self.path(folder), detail=False)
+                return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+            except FileNotFoundError:
+                return []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file directly in a folder."""
+        with _plain_errors():
+            try:
+                entries = self.fs.ls(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+        return {e["name"].rpartition("/")[2]: int(e["size"]) for e in entries if e["type"] == "file"}
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write or replace a file whole."""
+        if self.local:
+            with self.scratch(name) as path:
+                path.write_bytes(data)
+                self.commit(path, name)
+            return
+        with _plain_errors():
+            self.fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file whole if none of that name exists; whether it did not. One caller of many gets True."""
+        try:
+            if not self.local:
+                with _plain_errors():
+                    self.fs.pipe_file(self.path(name), data, mode="create")
+                return True
+            with self.scratch(name) as path:
+                path.write_bytes(data)
+                sync(path)
+                os.link(path, self.path(name))
+            return True
+        except FileExistsError:
+            return False
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A local path to write a large file to before `commit` gives it its name; gone afterwards."""
+        if self.local:
+            path = aside(self.local / name)
+            path = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")  # threads of a process write as well
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "file"
+
+    def commit(self, path: Path, name: str) -> None:
+        """Put a file from `scratch` in place, whole: on a disk by a rename, in an object store by one upload."""
+        if self.local:
+            sync(path)
+            path.replace(self.path(name))
+            return
+        with _plain_errors():
+            self.fs.put_file(str(path), self.path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing where it is not there."""
+        with _plain_errors(), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Remote filesystems raise their clients' own kinds: an OSError whose strerror says what happened."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror or not error.args:
+            raise
+        raise type(error)(5, str(error)) from error
+    except (ImportError, ValueError) as error:
+        raise OSError(5, str(error).splitlines()[0]) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in CLIENTS:
+            raise
+        raise OSError(5, str(error).splitlines()[0]) from error
+
+
+def sha256_of(store: Store, name: str) -> tuple[str, int]:
+    """sha256 (hex) and size of a file."""
+    with store.open(name) as file:
+        hashed = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashed, file.tell()
