@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from osdface.imagefile import ImageError, open_header, read_image
 
@@ -145,6 +145,25 @@ class TestPlainPNG:
     def test_whatever_stands_beside_them(self, picture, kind, content):
         data = self.with_chunk(coded(Image.fromarray(picture), "PNG"), kind, content)
         assert np.array_equal(read_image(data), picture)
+
+    def test_with_a_colour_profile(self, picture):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+        assert np.array_equal(read_image(coded(Image.fromarray(picture), "PNG", icc_profile=profile)), picture)
+
+    @pytest.mark.parametrize("place", ["before", "behind"])
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [
+            (b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+            (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation="6"/>'),
+        ],
+    )
+    def test_turned_wherever_that_is_said(self, picture, kind, text, place):
+        data = self.with_chunk(coded(Image.fromarray(picture), "PNG"), kind, text)
+        if place == "behind":
+            chunk = data[33 : 33 + 12 + len(text)]
+            data = data[:33] + data[33 + len(chunk) : -12] + chunk + data[-12:]
+        assert np.array_equal(read_image(data), np.rot90(picture, -1))
 
     def test_interlaced(self):
         hostile = runpy.run_path(str(Path(__file__).parents[1] / "hostile.py"))
