@@ -1,15 +1,17 @@
 """A pair is a pure function: lq = degrade(hq, recipe, key), and lq = replay(hq, trace)."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import albumentations as A
 import cv2
 import numpy as np
 
-from degradations.recipe import Recipe, Stage
-from degradations.transforms import JPEG, OPERATORS, Blur, Downsample, Noise, ResizeTo, _as, _as_float
+from degradations.chain import OneOf, Patch
+from degradations.operators import RUN
+from degradations.ranges import hint, pick
+from degradations.recipe import Recipe
+from degradations.steps import Parameters, Step
 
 REFERENCE = 512  # pixels that a recipe's lengths are given at
 
@@ -26,19 +28,20 @@ class Degraded(NamedTuple):
 def degrade(image: np.ndarray, recipe: Recipe, key: tuple[int, str, int]) -> Degraded:
     """Degrade a picture (H, W, 3) uint8 RGB. key = (seed, sha256 of the source's bytes, variant).
 
-    All randomness comes from the key by counter-based Philox: the result depends on the arguments alone. Kernel sizes
-    and sigmas scale by H / 512 (an odd kernel of at least 3 is kept); factors, noise and JPEG quality do not. Between
-    operators pictures are float32 in [0, 1], as in the published programs. Raises ValueError for another image type.
+    All randomness comes from the key by counter-based Philox: the result depends on the arguments alone. Lengths scale
+    by H / 512; factors, noise and JPEG quality do not. Between operators pictures are uint8. Raises ValueError for
+    another image type.
     """
     _check(image)
     rng = _generator(key)
-    current, trace = _as_float(image), []
-    for transform in _transforms(recipe, rng, image.shape):
-        transform.random_generator = rng
-        parameters = transform.get_params()
-        current = transform.apply(current, **parameters)
-        trace.append({"op": type(transform).__name__, **parameters})
-    return Degraded(_as(np.dtype(np.uint8), current), trace)
+    current, trace = image, []
+    for steps in _stages(recipe, rng):
+        current, done = _chain(image, current, steps, rng)
+        trace += done
+    if current.shape != image.shape:
+        back = {"op": "Resize", "height": image.shape[0], "width": image.shape[1], "mode": "bilinear"}
+        current, trace = _apply(current, back), [*trace, back]
+    return Degraded(current, trace)
 
 
 def replay(image: np.ndarray, trace: Trace) -> np.ndarray:
@@ -47,42 +50,70 @@ def replay(image: np.ndarray, trace: Trace) -> np.ndarray:
     Raises ValueError for an operator that does not exist.
     """
     _check(image)
-    current = _as_float(image)
+    current = image
     for entry in trace:
-        parameters = {name: value for name, value in entry.items() if name != "op"}
-        operator = OPERATORS.get(str(entry.get("op")))
-        if operator is None:
-            raise ValueError(f"trace: no operator '{entry.get('op')}'; known: {', '.join(OPERATORS)}")
-        current = operator().apply(current, **parameters)
-    return _as(np.dtype(np.uint8), current)
+        if entry.get("op") == "Patch":
+            current = _pasted(current, replay(image, entry["trace"]), entry)
+        else:
+            current = _apply(current, entry)
+    return current
+
+
+def _chain(
+    source: np.ndarray, current: np.ndarray, steps: Sequence[Step | OneOf], rng: np.random.Generator
+) -> tuple[np.ndarray, Trace]:
+    """The steps drawn and applied one after another; `source` is the picture that the recipe was given."""
+    trace: Trace = []
+    for step in _leaves(steps, rng):
+        drawn = step.at(source.shape[0] / REFERENCE).draw(rng, current.shape, source.shape)
+        entry: Parameters = {"op": step.op, **drawn}
+        if isinstance(step, Patch):
+            patch, entry["trace"] = _chain(source, source, step.steps, rng)
+            current = _pasted(current, patch, entry)
+        else:
+            current = _apply(current, entry)
+        trace.append(entry)
+    return current, trace
+
+
+def _apply(image: np.ndarray, entry: Parameters) -> np.ndarray:
+    parameters = dict(entry)
+    name = str(parameters.pop("op", None))
+    if name not in RUN:
+        raise ValueError(f"trace: no operator '{name}'; {hint(name, RUN)}")
+    return RUN[name](image, **parameters)
+
+
+def _pasted(image: np.ndarray, patch: np.ndarray, entry: Parameters) -> np.ndarray:
+    rows, columns = (slice(entry[start], entry[start] + entry["size"]) for start in ("top", "left"))
+    out = image.copy()
+    out[rows, columns] = patch[rows, columns]
+    return out
+
+
+def _stages(recipe: Recipe, rng: np.random.Generator) -> Iterator[Sequence[Step | OneOf]]:
+    if recipe.mode == "mixture":
+        yield recipe.stages[pick(rng, {i: stage.prob for i, stage in enumerate(recipe.stages)})].steps
+    else:
+        yield from (stage.steps for stage in recipe.stages if rng.random() < stage.prob)
+
+
+def _leaves(steps: Sequence[Step | OneOf], rng: np.random.Generator) -> Iterator[Step]:
+    """The steps that are applied, chances and choices drawn as they come."""
+    for step in steps:
+        if step.p < 1 and rng.random() >= step.p:
+            continue
+        if isinstance(step, OneOf):
+            chosen = pick(rng, {i: choice.share for i, choice in enumerate(step.one_of)})
+            yield from _leaves(step.one_of[chosen].steps, rng)
+        else:
+            yield step
 
 
 def _generator(key: tuple[int, str, int]) -> np.random.Generator:
     seed, source, variant = key
     words = hashlib.sha256(f"{seed}/{source}/{variant}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(words, np.uint64)))
-
-
-def _transforms(recipe: Recipe, rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[A.ImageOnlyTransform]:
-    """The operators to run, in order, ending with the resize back to the picture's size."""
-    if recipe.mode == "mixture":
-        stages = [recipe.stages[rng.choice(len(recipe.stages), p=[stage.prob for stage in recipe.stages])]]
-    else:
-        stages = [stage for stage in recipe.stages if rng.random() < stage.prob]
-    for stage in stages:
-        yield from _round(stage, shape[0] / REFERENCE)
-    yield ResizeTo(shape[0], shape[1])
-
-
-def _round(stage: Stage, scale: float) -> list[A.ImageOnlyTransform]:
-    sizes = [max(3, 2 * int(size * scale / 2) + 1) for size in stage.kernel_size]
-    sigma = [value * scale for value in stage.sigma]
-    return [
-        Blur(sizes, stage.kernels, stage.kernel_prob, sigma),
-        Downsample(stage.downsample),
-        Noise(stage.noise),
-        JPEG(stage.jpeg),
-    ]
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(words, "<u8")))
 
 
 def _check(image: np.ndarray) -> None:
@@ -90,6 +121,8 @@ def _check(image: np.ndarray) -> None:
         raise ValueError(f"a picture is uint8 RGB of shape (H, W, 3), not {image.dtype} of shape {image.shape}")
 
 
-cv2.setNumThreads(
-    1
-)  # one picture is small work: threads cost more than they bring, and results must not depend on them
+# One picture is small work: threads cost more than they bring.
+cv2.setNumThreads(1)
+# glibc gives each large array back to the system when it is freed, and the next one costs page faults, a third of the
+# time of a blur. Once it has seen a block of 32 MiB freed it keeps them.
+np.empty(31 << 20, np.uint8)

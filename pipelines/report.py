@@ -77,14 +77,15 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 def severity(trace: str) -> float:
-    """How strong a trace's degradation is: the sum of log2 of its downsampling factors and of 1 + its blur sigmas."""
-    total = 0.0
-    for entry in json.loads(trace):
-        if entry["op"] == "Downsample":
-            total += np.log2(max(entry["factor"], 1))
-        if entry["op"] == "Blur":
-            total += np.log2(1 + max(entry["sigma_x"], entry["sigma_y"]))
-    return total
+    """How strong a trace's degradation is: the sum of log2 of how far it shrinks the picture and of 1 + its blur sigmas.
+
+    The picture shrinks by each Downsample's factor, and to the smallest that any Resize makes of the last one's size.
+    """
+    entries = json.loads(trace)
+    total = sum(np.log2(1 + max(entry["sigma_x"], entry["sigma_y"])) for entry in entries if entry["op"] == "Blur")
+    total += sum(np.log2(max(entry["factor"], 1)) for entry in entries if entry["op"] == "Downsample")
+    heights = [entry["height"] for entry in entries if entry["op"] == "Resize"]
+    return float(total + (np.log2(heights[-1] / min(heights)) if heights else 0))
 
 
 def pairs_preview(folder: Reference, out: Path, count: int = 12) -> None:

@@ -107,8 +107,10 @@ class Store:
                 sync(path)
                 os.link(path, self.path(name))
             return True
-        except FileExistsError:
-            return False
+        except OSError:  # clients have several names for "it exists"
+            if self.exists(name):
+                return False
+            raise
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

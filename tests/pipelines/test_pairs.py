@@ -54,7 +54,7 @@ class TestSchema:
         row = frame.iloc[0]
         assert row["source_sha256"] == sha256(faces_folder / row["source_uri"])
         assert read_image(row["hq"]).shape == read_image(row["lq"]).shape == (row["height"], row["width"], 3)
-        assert [entry["op"] for entry in json.loads(row["trace"])][-1] == "ResizeTo"
+        assert [entry["op"] for entry in json.loads(row["trace"])][-1] == "Resize"
         assert row["recipe_digest"] == read_manifest(pairs).spec.recipe.digest
 
     def test_shards_hold_as_many_rows_as_the_manifest_says(self, pairs):
