@@ -59,11 +59,15 @@ def _format(text: str) -> str:
 Format = Annotated[str, AfterValidator(_format)]
 
 
+# One filter and the fastest level: a third of the time of OpenCV's own choice, at the same size (docs/dataset.md).
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
+
+
 def encode(image: np.ndarray, format: Format) -> bytes:
     """(H, W, 3) uint8 RGB to PNG or WebP (lossless), or to JPEG of the quality that `jpeg:QUALITY` says."""
     kind, _, quality = format.partition(":")
     options = {
-        "png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
+        "png": PNG,
         "webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # above 100 means lossless
         "jpeg": [cv2.IMWRITE_JPEG_QUALITY, int(quality or 0)],
     }[kind]
