@@ -110,7 +110,9 @@ def _all(job: shards.Job, listing: list[dict[str, Any]], spread: Callable) -> No
     """Both passes of the synthesis by another way of spreading: what Ray is compared with."""
     inspected = list(spread(partial(ingest.inspect, spec=job.spec, work=job.work), listing))
     planned = plan.shards(inspected, job.spec, job.places, None)
-    for result in spread(partial(shards.make_shard, job=job), [shards.as_task(i, rows) for i, rows in enumerate(planned)]):
+    for result in spread(
+        partial(shards.make_shard, job=job), [shards.as_task(i, rows) for i, rows in enumerate(planned)]
+    ):
         assert not result["fault"], result["fault"]
 
 
