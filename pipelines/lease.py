@@ -1,8 +1,9 @@
 """One writer at a time for a folder on any filesystem: a lease with fencing.
 
 Each holder creates `lease-N.json`, N one above the last, on condition that none exists; the highest N holds. It beats:
-`beat-N` is rewritten every few seconds. A lease whose process is gone (same machine), or that misses its beats, is
-taken over. Whoever writes for a holder asks `check` just before, so that an orphan of a dead job cannot commit.
+`beat-N` is rewritten every few seconds. A lease whose process is gone (same machine), or that misses its beats
+(gone elsewhere, or stopped), is taken over. Whoever writes for a holder asks `check` just before, so that an orphan of
+a dead job cannot commit.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from osdface.errors import UserError
 from pipelines.store import Store
 
 FOLDER = ".receipts"
-PATIENCE = 15.0  # seconds without a beat after which a holder elsewhere counts as dead
+PATIENCE = 15.0  # seconds without a beat after which a holder counts as dead
 BEAT = 3.0
 
 
@@ -42,8 +43,7 @@ def hold(store: Store) -> Iterator[str]:
         over.set()
         thread.join()
         with contextlib.suppress(OSError):  # then it lapses by itself
-            store.remove(f"{FOLDER}/beat-{number}")
-            store.remove(f"{FOLDER}/lease-{number}.json")
+            _release(store, number, token)
 
 
 def check(store: Store, token: str) -> None:
@@ -66,21 +66,35 @@ def _acquire(store: Store, token: str) -> int:
             )
         if store.create(f"{FOLDER}/lease-{number}.json", json.dumps(mine).encode()):
             for name in store.names(FOLDER):
-                if _number(name) is not None and _number(name) != number:
+                if (_number(name) or number) < number:  # a higher one is of whoever took over from us already
                     store.remove(f"{FOLDER}/{name}")
             return number
+
+
+def _release(store: Store, number: int, token: str) -> None:
+    """Give the lease up, unless it was taken over: numbers begin anew then, and this one may be another job's."""
+    held = _read(store, number)
+    if held is None or held.get("token") == token:
+        store.remove(f"{FOLDER}/beat-{number}")
+        store.remove(f"{FOLDER}/lease-{number}.json")
 
 
 def _highest(store: Store) -> tuple[int, dict] | None:
     numbers = [n for name in store.names(FOLDER) if name.startswith("lease-") and (n := _number(name)) is not None]
     if not numbers:
         return None
+    held = _read(store, max(numbers))
+    return None if held is None else (max(numbers), held)
+
+
+def _read(store: Store, number: int) -> dict | None:
+    """What a lease says; None where it was given up just now."""
     try:
-        return max(numbers), json.loads(store.read(f"{FOLDER}/lease-{max(numbers)}.json"))
-    except FileNotFoundError:  # given up just now
+        return json.loads(store.read(f"{FOLDER}/lease-{number}.json"))
+    except FileNotFoundError:
         return None
     except ValueError:
-        return max(numbers), {}
+        return {}
 
 
 def _number(name: str) -> int | None:
@@ -91,17 +105,23 @@ def _number(name: str) -> int | None:
 
 def _dead(store: Store, number: int, holder: dict) -> bool:
     """Whether the holder is gone: at once where its process can be looked for, else by waiting for a beat."""
-    if holder.get("host") == _host():
-        try:
-            return psutil.Process(holder["pid"]).create_time() > holder["since"]
-        except psutil.NoSuchProcess:
-            return True
+    if holder.get("host") == _host() and not _lives(holder):
+        return True
     before, until = _pulse(store, number), time.monotonic() + PATIENCE
     while time.monotonic() < until:
         time.sleep(BEAT / 4)
         if _pulse(store, number) != before:
             return False
     return True
+
+
+def _lives(holder: dict) -> bool:
+    """Whether the process that took a lease on this machine is there still: not another of its number, no zombie."""
+    try:
+        process = psutil.Process(holder["pid"])
+        return process.create_time() <= holder["since"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _pulse(store: Store, number: int) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -157,6 +158,15 @@ def _plain_errors() -> Iterator[None]:
         if type(error).__module__.split(".")[0] not in CLIENTS:
             raise
         raise OSError(5, str(error).splitlines()[0]) from error
+
+
+def is_scratch(name: str) -> bool:
+    """Whether a name is one that `scratch` gives on a disk, in another process: if that is gone, it was killed."""
+    parts = name.rsplit(".", 2)
+    return (
+        name.startswith(".") and len(parts) == 3 and parts[1].isdigit() and parts[1] != str(os.getpid())
+        and re.fullmatch("[0-9a-f]{8}", parts[2]) is not None
+    )  # fmt: skip
 
 
 def sha256_of(store: Store, name: str) -> tuple[str, int]:

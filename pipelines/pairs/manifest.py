@@ -143,6 +143,21 @@ def read_manifest(folder: Reference | Store) -> Manifest:
         raise UserError(f"{store.label(MANIFEST)}: damaged or of another format ({field}: {fault['msg']})") from None
 
 
+def checked_manifest(folder: Reference | Store) -> Manifest:
+    """manifest.json of a dataset that is to be kept or changed. Raises UserError also if it does not fit itself."""
+    store = folder if isinstance(folder, Store) else Store(folder)
+    manifest = read_manifest(store)
+    fault = ""
+    if dataset_digest(manifest.spec, [shard.content for shard in manifest.shards]) != manifest.digest:
+        fault = "its digest is not that of its spec and shards"
+    elif count(manifest.shards, manifest.counts.rejects) != manifest.counts:
+        fault = "its counts are not those of its shards and rejects"
+    if fault:
+        anew = ", or delete it and run the dataset's `osdface data synth` again" if manifest.made_by == "synth" else ""
+        raise UserError(f"{store.label(MANIFEST)}: {fault}; was it edited? put the original back{anew}")
+    return manifest
+
+
 @contextlib.contextmanager
 def open_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """A dataset's Parquet file, opened for reading. Raises UserError naming one that is missing, torn or another."""

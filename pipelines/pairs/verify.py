@@ -14,8 +14,8 @@ from pipelines.pairs.manifest import (
     SHARDS,
     Manifest,
     Shard,
+    checked_manifest,
     count,
-    dataset_digest,
     describe,
     open_parquet,
     read_manifest,
@@ -62,8 +62,7 @@ def verify(folder: Reference, replay: int = 8, progress: Progress | None = None)
 
 
 def _check_totals(store: Store, manifest: Manifest) -> None:
-    if dataset_digest(manifest.spec, [shard.content for shard in manifest.shards]) != manifest.digest:
-        raise UserError(f"{store}/manifest.json: its digest is not that of its spec and shards; was it edited?")
+    checked_manifest(store)
     with open_parquet(store, REJECTS_FILE) as file:
         additions = file.read(columns=["addition"]).column(0).to_pylist()
     rejects = sum(number < len(manifest.additions) for number in additions)  # more: of one that was cut off

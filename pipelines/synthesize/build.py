@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from degradations.recipe import RecipeError
@@ -30,18 +29,20 @@ from pipelines.pairs.manifest import (
     Removed,
     Shard,
     Spec,
+    checked_manifest,
     count,
     dataset_digest,
+    open_parquet,
     parquet_bytes,
     read_manifest,
 )
 from pipelines.pairs.schema import REJECTS
 from pipelines.sources import Source
-from pipelines.store import Store
+from pipelines.store import Store, is_scratch
 from pipelines.synthesize import plan
 from pipelines.synthesize.config import SynthConfig, Work
 from pipelines.synthesize.ingest import ingest, listed
-from pipelines.synthesize.shards import Job, make
+from pipelines.synthesize.shards import Job, make, receipt_name
 
 CLAIM = f"{RECEIPTS}/spec.json"
 LIBRARIES = ("opencv-python-headless", "numpy", "pyarrow", "pillow", "albumentations", "ray")
@@ -76,7 +77,7 @@ def synthesize(config: SynthConfig, progress: Progress | None = None, address: s
     cluster.require_cpus(config.workers * config.cpus_per_worker)
     try:
         with claimed(store, spec) as token:
-            finished = read_manifest(store) if store.exists(MANIFEST) else None
+            finished = checked_manifest(store) if store.exists(MANIFEST) else None
             job = Job(store, spec, config.sources, work_of(config), token)
             return _first(job, files, config.limit, finished, progress)
     except NothingReadable:
@@ -104,7 +105,10 @@ def _first(
     whole_plan = plan.shards(pictures, job.spec, job.places, limit)
     if finished:
         if finished.additions[0].plan != plan.identity_of(job.spec, whole_plan):
-            raise UserError(f"{job.store}: was made from other pictures than the sources hold now; give another --out")
+            raise UserError(
+                f"{job.store}: was made from other pictures than the sources hold now"
+                f"{_difference(job.store, finished, whole_plan)}; give another --out"
+            )
         if whole(job.store, finished):
             return finished
         if len(finished.additions) > 1 or removed:
@@ -117,6 +121,32 @@ def _first(
         first = "; ".join(f"{reject['source_uri']}: {reject['reason']}" for reject in added.rejects[:3])
         raise NothingReadable(f"{job.places[0].uri}: none of its {len(files)} files is a readable picture ({first})")
     return finish(job, [added], finished=finished)
+
+
+def _difference(store: Store, finished: Manifest, planned: list[list[Row]]) -> str:
+    """The first picture of a finished dataset's first addition that its sources hold otherwise now, in parentheses."""
+    gone = {entry.sha256 for entry in finished.removed}
+    now = {row["source_uri"]: row["source_sha256"] for rows in planned for row in rows}
+    with contextlib.suppress(UserError):  # a file is lost as well: then nobody knows
+        then = _hashes_by_name(store, finished)
+        damaged = {row["source_uri"] for row in read_rejects(store, 1)}  # planned, but could not be decoded
+        for name in sorted(then | now):
+            if name not in now:
+                return f" ({name} is gone)"
+            if name in then and then[name] != now[name]:
+                return f" ({name} has other bytes)"
+            if name not in then and name not in damaged and now[name] not in gone:
+                return f" ({name} is new)"
+    return ""
+
+
+def _hashes_by_name(store: Store, finished: Manifest) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for shard in finished.shards[: finished.additions[0].shards]:
+        with open_parquet(store, f"{SHARDS}/{shard.name}") as file:
+            columns = file.read(columns=["source_uri", "source_sha256"])
+        found |= dict(zip(columns[0].to_pylist(), columns[1].to_pylist(), strict=True))
+    return found
 
 
 def of_addition(removed: Sequence[Removed], number: int) -> list[Removed]:
@@ -171,11 +201,22 @@ def finish(job: Job, added: Sequence[Added], finished: Manifest | None = None, *
             "make the dataset anew with another --out"
         )
     lease.check(job.store, job.token)
-    tidy(job.store, shards)
-    write_rejects(job.store, rejects)
-    write_card(job.store, manifest)
-    write_manifest(job.store, manifest)
+    with writing(job.store):
+        tidy(job.store, shards)
+        write_rejects(job.store, rejects)
+        write_card(job.store, manifest)
+        write_manifest(job.store, manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Raises UserError for a filesystem that refuses what is written to it here."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{store}: cannot be written ({reason}); make room and run the same command again") from None
 
 
 def manifest_of(spec: Spec, additions: list[Addition], shards: list[Shard], rejects: int, **beside: Any) -> Manifest:
@@ -256,17 +297,24 @@ def whole(store: Store, manifest: Manifest) -> bool:
 
 
 def tidy(store: Store, shards: Sequence[Shard]) -> None:
-    """Remove what killed runs left half-written, and shards of an earlier plan that had more."""
+    """Remove what killed runs left half-written, and shards and receipts of an earlier plan that had more."""
     names = {shard.name for shard in shards}
     for name in store.names(SHARDS):
         if "part-" in name and name not in names:
             store.remove(f"{SHARDS}/{name}")
+    receipts = {receipt_name(number) for number in range(len(shards))}
+    for name in store.names(RECEIPTS):
+        if is_scratch(name) or (name.startswith("part-") and f"{RECEIPTS}/{name}" not in receipts):
+            store.remove(f"{RECEIPTS}/{name}")
+    for name in store.names():
+        if is_scratch(name):
+            store.remove(name)
 
 
 def read_rejects(store: Store, additions: int) -> list[Row]:
     """The rejects of a dataset's first `additions`: more rows are of one that was cut off."""
-    with store.open(REJECTS_FILE) as file:
-        return [row for row in pq.read_table(file).to_pylist() if row["addition"] < additions]
+    with open_parquet(store, REJECTS_FILE) as file:
+        return [row for row in file.read().to_pylist() if row["addition"] < additions]
 
 
 def write_rejects(store: Store, rejects: list[Row]) -> None:

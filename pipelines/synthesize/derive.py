@@ -9,7 +9,7 @@ import pyarrow as pa
 from osdface.errors import UsageError, UserError
 from osdface.files import sha256
 from pipelines import cluster, lease
-from pipelines.pairs.manifest import SHARDS, Manifest, Removed, Shard, Spec, describe, open_parquet, read_manifest
+from pipelines.pairs.manifest import SHARDS, Manifest, Removed, Shard, Spec, checked_manifest, describe, open_parquet
 from pipelines.pairs.schema import ROW_GROUP, RowNote, note
 from pipelines.sources import Source
 from pipelines.store import Reference, Store
@@ -27,6 +27,7 @@ from pipelines.synthesize.build import (
     write_card,
     write_manifest,
     write_rejects,
+    writing,
 )
 from pipelines.synthesize.config import Work
 from pipelines.synthesize.ingest import ingest, listed
@@ -49,7 +50,7 @@ def regenerate(
     With changes it is a derived dataset that names its parent. Raises UserError where the sources hold other pictures
     than then, or where this installation's libraries make other ones.
     """
-    parent = read_manifest(folder)
+    parent = checked_manifest(folder)
     spec = Spec.model_validate(parent.spec.model_dump() | changes)
     store, derived = Store(out), spec != parent.spec
     if derived and store.root == Store(folder).root:
@@ -100,7 +101,7 @@ def extend(
     The new digest names the old one as its parent. Pictures that the dataset has, or that were removed from it, are
     rejects. Returns the old manifest if there is nothing new.
     """
-    store, manifest = Store(folder), read_manifest(folder)
+    store, manifest = Store(folder), checked_manifest(folder)
     files = listed(places, store)
     cluster.connect(address)
     cluster.require_cpus(work.workers * work.cpus_per_worker)
@@ -136,7 +137,7 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
     without them stay untouched. Raises UserError for a hash that the dataset does not have, or if nothing would be
     left.
     """
-    store, manifest = Store(folder), read_manifest(folder)
+    store, manifest = Store(folder), checked_manifest(folder)
     wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
     if unknown := wanted - _hashes(store, manifest):
         raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
@@ -165,7 +166,7 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
 
 def would_remove(folder: Reference, hashes: Sequence[str]) -> dict[str, int]:
     """What `remove` would take out and write anew. Raises UserError as it would."""
-    store, manifest = Store(folder), read_manifest(folder)
+    store, manifest = Store(folder), checked_manifest(folder)
     taken = {shard.name: _rows_of(store, shard, set(hashes)) for shard in manifest.shards}
     if unknown := set(hashes) - {row["source_sha256"] for rows in taken.values() for row in rows}:
         raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
@@ -202,10 +203,11 @@ def _addition(manifest: Manifest, shard: int) -> int:
 def _replace(store: Store, token: str, manifest: Manifest, rejects: list[dict[str, Any]]) -> None:
     """Put a changed dataset's manifest in place of the old one; until then the old one holds."""
     lease.check(store, token)
-    write_rejects(store, rejects)
-    write_card(store, manifest)
-    write_manifest(store, manifest)
-    tidy(store, manifest.shards)
+    with writing(store):
+        write_rejects(store, rejects)
+        write_card(store, manifest)
+        write_manifest(store, manifest)
+        tidy(store, manifest.shards)
 
 
 def _hashes(store: Store, manifest: Manifest) -> set[str]:
@@ -220,7 +222,7 @@ def _notes(store: Store, shard: Shard) -> list[dict[str, Any]]:
 def _without(store: Store, token: str, number: int, shard: Shard, hashes: set[str]) -> Shard:
     """A shard written anew without these pictures, under its own name. Its receipt goes: it tells of the old one."""
     notes: list[RowNote] = []
-    with store.scratch(f"{SHARDS}/{shard.name}") as path:
+    with writing(store), store.scratch(f"{SHARDS}/{shard.name}") as path:
         with open_writer(path) as writer:
             for group in _groups(store, shard, hashes):
                 notes += map(note, group)
