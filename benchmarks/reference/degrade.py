@@ -93,7 +93,10 @@ def poisson_noise(image, scale, grey, seed=None, share=None):
     light = np.clip((light * 255.0).round(), 0, 255) / 255.0
     photons = 2 ** np.ceil(np.log2(len(np.unique(light))))
     rate = light * photons
-    counts = np.random.poisson(rate) if share is None else stats.poisson.ppf(share, rate)
+    if share is None:
+        counts = np.random.poisson(rate)
+    else:  # at the exact rate: float32's may tip a share that is next to an edge
+        counts = stats.poisson.ppf(share, np.rint(light * 255.0).astype(float) / 255.0 * photons)
     noise = np.float32(counts / float(photons)) - light
     if grey:
         noise = np.repeat(noise[:, :, np.newaxis], 3, axis=2)

@@ -5,13 +5,14 @@ import colorsys
 import io
 from statistics import NormalDist
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 from scipy.special import jv
 
-from degradations.operators import RUN
+from degradations.operators import RUN, convolve
 from degradations.operators.kernels import kernel, sinc
 
 NORMAL = NormalDist()
@@ -89,6 +90,21 @@ def test_blur_of_noisy_and_of_high_contrast_photographs(photographs, drawn):
             for y, x in rng.integers(half, 512 - half, (400, 2)):
                 window = picture[y - half : y + half + 1, x - half : x + half + 1]
                 assert np.abs(out[y, x] - np.tensordot(weights, window, 2)).max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    "made", [kernel("aniso", 41, 9.0, 3.0, 0.7), kernel("plateau_iso", 21, 2.0, 2.0), sinc(21, 0.95)]
+)
+def test_the_dft_gives_the_whole_numbers_that_plain_sums_give(photographs, made):
+    """So its own rounding, whatever the processor, decides no pixel: not of photographs, nor of the hardest picture."""
+    rng = np.random.default_rng(0)
+    hardest = (rng.integers(0, 2, (512, 512, 3)) * 255).astype(np.uint8)
+    weights = convolve._whole(made, convolve.COARSE)
+    assert len(weights) > convolve.DIRECT
+    for image in (*photographs.values(), hardest):
+        units = np.rint(cv2.filter2D(image.astype(np.float64), -1, weights)).astype(int)
+        expected = (units + convolve.COARSE // 2) // convolve.COARSE
+        np.testing.assert_array_equal(convolve._by_dft(image, weights), np.clip(expected, 0, 255))
 
 
 @pytest.mark.parametrize(("size", "cutoff"), [(7, 1.0), (11, 1 / 3), (13, 0.2), (21, 0.6)])
