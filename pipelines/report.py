@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osdface import files
 from osdface.errors import UserError
-from osdface.imagefile import read_image
-from pipelines.pairs import open_parquet, read_manifest
+from pipelines.pairs.manifest import SHARDS, open_parquet, read_manifest
+from pipelines.pairs.origin import Originals
+from pipelines.pairs.reading import NEEDED
+from pipelines.store import Reference, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,15 +88,24 @@ def severity(trace: str) -> float:
     return float(total + (np.log2(heights[-1] / min(heights)) if heights else 0))
 
 
-def pairs_preview(folder: Path, out: Path, count: int = 12) -> None:
+def pairs_preview(folder: Reference, out: Path, count: int = 12) -> None:
     """An LQ | HQ sheet of a pair dataset's first rows, from mild to severe, `count` pairs spread over the range.
 
     Raises UserError for a folder that is no finished dataset, a shard that cannot be read, or an `out` that cannot be
     written.
     """
-    shard = next(shard for shard in read_manifest(folder).shards if shard.rows)
-    with open_parquet(folder / "shards" / shard.name) as file:
-        rows = file.read(columns=["lq", "hq", "trace"]).to_pylist()
-    rows.sort(key=lambda row: severity(row["trace"]))
+    save_png(out, pairs_sheet(folder, count))
+
+
+def pairs_sheet(folder: Reference, count: int = 12) -> np.ndarray:
+    """The sheet that `pairs_preview` writes; a third column where HQ pictures have targets of their own."""
+    store = Store(folder)
+    manifest = read_manifest(store)
+    shard = next(shard for shard in manifest.shards if shard.rows)
+    with open_parquet(store, f"{SHARDS}/{shard.name}") as file:
+        rows = file.read(columns=[*NEEDED, "trace"]).to_pylist()
+    rows.sort(key=lambda row: severity(row["trace"] or "[]"))
     chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-    save_png(out, sheet([[read_image(row["lq"]), read_image(row["hq"])] for row in chosen], ["LQ", "HQ"], 128))
+    titles = ["LQ", "HQ", "target"][: 3 if any(row["target_sha256"] for row in chosen) else 2]
+    shown = [Originals(manifest).pictures(row) for row in chosen]
+    return sheet([[p.lq, p.hq, p.target][: len(titles)] for p in shown], titles, 128)
