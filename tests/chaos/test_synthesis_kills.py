@@ -199,7 +199,9 @@ def test_a_stopped_driver_is_taken_over_and_writes_nothing_when_it_goes_on(drive
         before = state(out)
     driver.send_signal(signal.SIGCONT)
     assert driver.wait(60) == 1
-    assert "out: another job has taken this output over; this one stops without writing to it" in drivers.log.read_text()
+    assert (
+        "out: another job has taken this output over; this one stops without writing to it" in drivers.log.read_text()
+    )
     assert state(out) == before
     assert digest == verify(out).digest == synthesize(config(sources, tmp_path / "peace", **settings)).digest
 
@@ -267,7 +269,9 @@ def test_thirty_random_kills_on_two_nodes(drivers, tmp_path, capfd):
     seconds = time.monotonic() - start
     assert_as_in_peace(out, tmp_path / "peace", 4000)
     with capfd.disabled():
-        print(f"\n{dict(Counter([*victims, 'driver']))} killed; 4000 rows as in peace; {seconds:.0f} s, not {peace:.0f} s")
+        print(
+            f"\n{dict(Counter([*victims, 'driver']))} killed; 4000 rows as in peace; {seconds:.0f} s, not {peace:.0f} s"
+        )
 
 
 class Nodes:
