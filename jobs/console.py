@@ -20,11 +20,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from typer.exceptions import TyperException
 
 from osdface.errors import UsageError, UserError
@@ -156,11 +159,18 @@ def _fail(sentence: str, code: int, arguments: list[str]) -> int:
     return code
 
 
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+
 @contextlib.contextmanager
 def progress(unit: str = "") -> Iterator[Callable[..., None]]:
     """A callable (label, done, total, values) that draws bars on a terminal and plain lines elsewhere."""
     if err.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate())
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bars:
             tasks: dict[str, TaskID] = {}
 
@@ -174,13 +184,25 @@ def progress(unit: str = "") -> Iterator[Callable[..., None]]:
             yield draw
         return
     shown: dict[str, float] = {}
+    begun: dict[str, tuple[float, int]] = {}
 
     def line(label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
-        if done >= total or time.monotonic() - shown.get(label, -math.inf) > PAUSE:
-            shown[label] = time.monotonic()
-            err.print(f"{label} {done}/{total} {unit} {_numbers(values)}".rstrip(), markup=False, soft_wrap=True)
+        now = time.monotonic()
+        since, first = begun.setdefault(label, (now, done))
+        if done >= total or now - shown.get(label, -math.inf) > PAUSE:
+            shown[label] = now
+            pace = _pace(done - first, now - since, total - done)
+            err.print(f"{label} {done}/{total} {unit} {_numbers(values)}{pace}".rstrip(), markup=False, soft_wrap=True)
 
     yield line
+
+
+def _pace(done: int, seconds: float, left: int) -> str:
+    """How many a second, and how long the rest takes at that pace."""
+    if not done or seconds < 1:
+        return ""
+    rate = done / seconds
+    return f" ({rate:.3g}/s" + (f", {left / rate:.0f} s left)" if left else ")")
 
 
 def _numbers(values: dict[str, float] | None) -> str:

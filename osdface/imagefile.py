@@ -3,12 +3,14 @@
 import contextlib
 import importlib
 import io
+import struct
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Literal
 
-import cv2
 import numpy as np
+import pyspng
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from osdface.errors import UserError
@@ -30,8 +32,9 @@ if find_spec("pillow_heif"):  # an iPhone's HEIC, where somebody installed its p
     importlib.import_module("pillow_heif").register_heif_opener()
     FORMATS += ("HEIF",)
 Fault = Literal["empty", "unknown", "animated", "too_large", "unreadable", "too_small", "not_square", "no_face"]
-# What a PNG may hold that OpenCV treats otherwise than Pillow: orientation, a clear colour, an animation.
-OWN_WAYS = (b"eXIf", b"Raw profile", b"com.adobe.xmp", b"tRNS", b"acTL")
+# What a PNG may hold that libspng treats otherwise than Pillow: a clear colour, an animation, an orientation.
+OWN_CHUNKS = (b"tRNS", b"acTL", b"eXIf")
+OWN_TEXTS = (b"Raw profile", b"XML:com.adobe.xmp")
 
 
 class ImageError(UserError):
@@ -87,7 +90,7 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
             warnings.simplefilter("ignore")
             image.load()
             with contextlib.suppress(Exception):  # broken metadata spoils no picture
-                image = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies every picture
         return np.asarray(_rgb(image))
     except Exception as error:  # decoders raise many kinds: all of them mean a damaged file
         raise _damaged(error, name) from None
@@ -98,17 +101,25 @@ def _damaged(error: Exception, name: str) -> ImageError:
 
 
 def _plain_png(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """A PNG of 8-bit RGB and nothing else, decoded by OpenCV: the same pixels a seventh sooner. None: let Pillow judge.
+    """A PNG of 8-bit RGB and nothing else, decoded by libspng: the same pixels in half the time. None: Pillow judges.
 
-    OpenCV refuses every PNG that Pillow refuses, and some damaged ones that Pillow can still read.
+    libspng refuses every PNG that Pillow refuses, and some damaged ones that Pillow can still read.
     """
     plain = image.format == "PNG" and image.tile[0].args == "RGB"  # type: ignore[attr-defined]
-    if not plain or any(mark in data for mark in OWN_WAYS):
+    if not plain or any(kind in OWN_CHUNKS or start.startswith(OWN_TEXTS) for kind, start in _chunks(data)):
         return None
-    with contextlib.suppress(cv2.error):
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    with contextlib.suppress(RuntimeError, ValueError):
+        return pyspng.load(data, "RGB")
     return None
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The kind of each chunk, and the start of what it holds."""
+    at = 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        yield kind, png[at + 8 : at + 8 + min(length, 20)]
+        at += length + 12
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -77,7 +77,7 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 def severity(trace: str) -> float:
-    """How strong a trace's degradation is: the sum of log2 of how far it shrinks the picture and of 1 + its blur sigmas.
+    """How strong a trace's degradation is: the sum of log2 of how far it shrinks the picture and of 1 + its blurs.
 
     The picture shrinks by each Downsample's factor, and to the smallest that any Resize makes of the last one's size.
     """

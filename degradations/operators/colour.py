@@ -6,6 +6,7 @@ import numpy as np
 from degradations.operators.pixels import U8, as_float, as_uint8, like, looked_up
 
 LEVELS = np.arange(256)
+LUMA = (0.299, 0.587, 0.114)
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -23,7 +24,7 @@ def grey(image: np.ndarray) -> np.ndarray:
 def colour_shift(image: np.ndarray, shift: list[float]) -> np.ndarray:
     """A number of 1/255 added to each channel, clipped."""
     if image.dtype == U8:
-        return cv2.merge([looked_up(plane, LEVELS + by) for plane, by in zip(cv2.split(image), shift, strict=True)])
+        return looked_up(image, LEVELS[:, None] + np.array(shift))
     return np.clip(image + np.array(shift, np.float32) / 255, 0, 1)
 
 
@@ -46,7 +47,8 @@ def colour_jitter(image: np.ndarray, changes: list[tuple[str, float]]) -> np.nda
     """The named changes one after another in float32, as torchvision defines them, each clipped."""
     current = as_float(image)
     for name, value in changes:
-        current = np.clip(_CHANGES[name](current, np.float32(value)), 0, 1)
+        changed = _CHANGES[name](current, np.float32(value))
+        current = np.clip(changed, 0, 1, out=changed)
     return like(current, image)
 
 
@@ -55,26 +57,17 @@ def _brightness(image: np.ndarray, factor: np.float32) -> np.ndarray:
 
 
 def _contrast(image: np.ndarray, factor: np.float32) -> np.ndarray:
-    return _blend(image, np.float32(_luma(image).mean(dtype=np.float64)), factor)
+    middle = np.dot(LUMA, cv2.mean(image)[:3])
+    return image * factor + np.float32((1 - factor) * middle)
 
 
 def _saturation(image: np.ndarray, factor: np.float32) -> np.ndarray:
-    return _blend(image, _luma(image)[..., None], factor)
+    return cv2.transform(image, factor * np.eye(3) + (1 - factor) * np.array([LUMA] * 3))
 
 
 def _hue(image: np.ndarray, turn: np.float32) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _luma(image: np.ndarray) -> np.ndarray:
-    red, green, blue = cv2.split(image)
-    return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
-
-
-def _blend(image: np.ndarray, other: np.ndarray | np.float32, factor: np.float32) -> np.ndarray:
-    return other + (image - other) * factor
+    return cv2.cvtColor(cv2.add(hsv, (360 * float(turn % 1), 0, 0, 0)), cv2.COLOR_HSV2RGB)  # which takes any angle
 
 
 _CHANGES = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}

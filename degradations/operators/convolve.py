@@ -9,22 +9,24 @@ same, and the path is a question of speed alone.
 import cv2
 import numpy as np
 
-FINE = 2**14  # units where sums are exact: 255 * 2^14 leaves a kernel with negative weights two bits of float32's 24
 COARSE = 2**12  # units for the DFT, whose error stays below half of one (docs/degradations.md)
-DIRECT = (
-    11  # from 13 taps on OpenCV's filter2D takes a DFT in small tiles: a single large one takes a third of its time
-)
+FINE = 2**14  # units where sums are exact: 255 * 2^14 leaves a kernel with negative weights two bits of float32's 24
+DIRECT = 11  # taps; from 13 on filter2D takes a DFT in small tiles, and one large one takes a third of its time
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """The picture blurred by a (size, size) kernel; the border is mirrored without its edge pixel."""
     if image.dtype == np.float32:
         return np.clip(cv2.filter2D(image, -1, kernel.astype(np.float32)), 0, 1)
-    weights = _trimmed(_whole(kernel, FINE))
-    if len(weights) <= DIRECT:
-        exact = cv2.filter2D(image.astype(np.float32), -1, (weights / FINE).astype(np.float32))
-        return cv2.add(exact, (0.5 / FINE,) * 4, dtype=cv2.CV_8U)
-    return _by_dft(image, _trimmed(_whole(kernel, COARSE)))
+    weights = _whole(kernel, COARSE)
+    outside = (len(weights) - _extent(weights)) // 2
+    inside = slice(outside, len(weights) - outside)
+    if _extent(weights) > DIRECT:
+        return _by_dft(image, weights[inside, inside])
+    kernel = kernel[inside, inside]
+    fine = _whole(kernel / kernel.sum(), FINE) / FINE
+    exact = cv2.filter2D(image.astype(np.float32), -1, fine.astype(np.float32))
+    return cv2.add(exact, (0.5 / FINE,) * 4, dtype=cv2.CV_8U)
 
 
 def convolve_by_line(image: np.ndarray, line: np.ndarray) -> np.ndarray:
@@ -39,7 +41,7 @@ def by_line(image: np.ndarray, line: np.ndarray) -> np.ndarray:
 
     Rows first, to sixteenths of an 8-bit step: 12 bits, times 12 bits of weights, fill float32's 24.
     """
-    across, down = (_trimmed_line(np.diff(np.rint(np.cumsum(line) * unit), prepend=0)) for unit in (2**16, 2**12))
+    across, down = (_trimmed(np.diff(np.rint(np.cumsum(line) * unit), prepend=0)) for unit in (2**16, 2**12))
     rows = cv2.filter2D(image.astype(np.float32), -1, (across[None] / 2**12).astype(np.float32))
     return cv2.filter2D(np.rint(rows, out=rows), -1, (down[:, None] / 2**16).astype(np.float32))
 
@@ -70,15 +72,12 @@ def _whole(kernel: np.ndarray, unit: int) -> np.ndarray:
     return np.diff(np.diff(table, axis=0, prepend=0), axis=1, prepend=0)
 
 
-def _trimmed(weights: np.ndarray) -> np.ndarray:
-    """Without the rings of zeros around it."""
-    half = len(weights) // 2
-    away = np.abs(np.arange(len(weights)) - half)
-    reach = int(np.maximum(away[:, None], away)[weights != 0].max())
-    return weights[half - reach : half + reach + 1, half - reach : half + reach + 1]
+def _extent(weights: np.ndarray) -> int:
+    """How many taps across are left without the rings of zeros around them."""
+    away = np.abs(np.arange(len(weights)) - len(weights) // 2)
+    return 2 * int(np.maximum(away[:, None], away)[weights != 0].max()) + 1
 
 
-def _trimmed_line(weights: np.ndarray) -> np.ndarray:
-    half = len(weights) // 2
-    reach = int(np.abs(np.flatnonzero(weights) - half).max())
-    return weights[half - reach : half + reach + 1]
+def _trimmed(line: np.ndarray) -> np.ndarray:
+    reach = int(np.abs(np.flatnonzero(line) - len(line) // 2).max())
+    return line[len(line) // 2 - reach :][: 2 * reach + 1]

@@ -15,10 +15,10 @@ COUNTS = 2**12  # equally likely photon counts for each grey level, up to 3.7 si
 
 def gaussian_noise(image: np.ndarray, sigma: float, grey: bool, seed: int) -> np.ndarray:
     """I + sigma / 255 * z, clipped; z is standard normal for each value, or for each pixel where `grey`."""
-    words = _words(seed, image.shape[:2] if grey else image.shape)
+    drawn = words(seed, image.shape[:2] if grey else image.shape)
     if image.dtype == U8:
-        return _added(image, np.rint(NORMAL * np.float32(sigma)).astype(np.int16).take(words))
-    return _added(image, NORMAL.take(words) * np.float32(sigma / 255))
+        return _added(image, np.rint(NORMAL * np.float32(sigma)).astype(np.int16).take(drawn))
+    return _added(image, NORMAL.take(drawn) * np.float32(sigma / 255))
 
 
 def poisson_noise(image: np.ndarray, scale: float, grey: bool, seed: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def poisson_noise(image: np.ndarray, scale: float, grey: bool, seed: int) -> np.
         levels = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     used = int(np.count_nonzero(cv2.calcHist([levels.reshape(-1, 1)], [0], None, [256], [0, 256])))
     photons = 1 << (used - 1).bit_length()
-    at = levels.astype(np.int32) * COUNTS + (_words(seed, levels.shape) >> 4)
+    at = levels.astype(np.int32) * COUNTS + (words(seed, levels.shape) >> 4)
     noise = _surplus(photons).take(at) * np.float32(scale * 255 / photons)
     return _added(image, np.rint(noise).astype(np.int16) if image.dtype == U8 else noise / 255)
 
@@ -47,7 +47,7 @@ def _surplus(photons: int) -> np.ndarray:
     return table.ravel()
 
 
-def _words(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+def words(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Random uint16, the same on every machine."""
     count = int(np.prod(shape))
     raw = np.random.Philox(key=seed).random_raw(-(-count // 4))

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import struct
 from typing import Annotated, Any, NamedTuple
 
 import cv2
+import deflate
 import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
@@ -62,12 +64,31 @@ Format = Annotated[str, AfterValidator(_format)]
 def encode(image: np.ndarray, format: Format) -> bytes:
     """(H, W, 3) uint8 RGB to PNG or WebP (lossless), or to JPEG of the quality that `jpeg:QUALITY` says."""
     kind, _, quality = format.partition(":")
-    options = {
-        "png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
-        "webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # above 100 means lossless
-        "jpeg": [cv2.IMWRITE_JPEG_QUALITY, int(quality or 0)],
-    }[kind]
+    if kind == "png":
+        return png(image)
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100 means lossless
+    options = lossless if kind == "webp" else [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
     return cv2.imencode(f".{kind}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+def png(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB to PNG: each row as its difference from the one above, compressed by libdeflate.
+
+    Half the time of OpenCV's encoder at the same size; the bytes do not depend on the processor.
+    """
+    height, width = image.shape[:2]
+    rows = image.reshape(height, -1)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 2  # the filter's number: "up"
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
+    body = deflate.zlib_compress(filtered, 1)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes | bytearray) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", deflate.crc32(data, deflate.crc32(kind)))
 
 
 def as_stored(image: np.ndarray, format: Format) -> np.ndarray:

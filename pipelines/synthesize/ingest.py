@@ -42,7 +42,9 @@ def ingest(
     Raises UserError once there are more rejects than `work.max_rejects`.
     """
     inspected, bad = [], []
-    for row in spread(partial(_inspect, spec=spec, work=work), files, work.workers * 4, work):
+    for row in spread(partial(inspect, spec=spec, work=work), files, work.workers * 4, work):
+        if row["fault"]:  # an archive or a store that fails must not turn its pictures into rejects
+            raise UserError(row["fault"])
         inspected.append(row)
         if row["reason"]:
             bad.append(row)
@@ -83,8 +85,9 @@ def spread(function: Callable[[Row], Row], items: list[Row], tasks: int, work: W
     return iter(blocks.map(function, num_cpus=work.cpus_per_worker, compute=pool).iter_rows())
 
 
-def _inspect(file: Row, spec: Spec, work: Work) -> Row:
-    checked = file | {"sha256": "", "target_sha256": "", "kind": "file" if file["reason"] else ""}
+def inspect(file: Row, spec: Spec, work: Work) -> Row:
+    """A listed file with its hashes, or with why it is a reject; `fault` where a whole archive or store fails."""
+    checked = file | {"sha256": "", "target_sha256": "", "kind": "file" if file["reason"] else "", "fault": ""}
     if file["reason"]:
         return checked
     try:
@@ -93,9 +96,10 @@ def _inspect(file: Row, spec: Spec, work: Work) -> Row:
             checked["target_sha256"] = _hashed(file["target_at"], file["landmarks"], spec, work)
     except ImageError as error:
         return checked | {"kind": error.fault, "reason": error.reason}
-    except (OSError, UserError) as error:
-        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        return checked | {"kind": "file", "reason": f"cannot be read ({reason})"}
+    except OSError as error:
+        return checked | {"kind": "file", "reason": f"cannot be read ({error.strerror or error})"}
+    except UserError as error:
+        return checked | {"fault": str(error)}
     return checked
 
 

@@ -55,9 +55,9 @@ def make(job: Job, plan: list[list[dict[str, Any]]], first: int, progress: Progr
     Raises UserError for what makes going on senseless; finished shards stay.
     """
     kept = {i: receipt for i, rows in enumerate(plan) if (receipt := _kept(job, first + i, rows))}
-    missing = [{"number": first + i, "rows": json.dumps(plan[i])} for i in range(len(plan)) if i not in kept]
+    missing = [as_task(first + i, rows) for i, rows in enumerate(plan) if i not in kept]
     total, done = sum(map(len, plan)), sum(len(plan[i]) for i in kept)
-    for result in spread(partial(_make_shard, job=job), missing, len(missing), job.work):
+    for result in spread(partial(make_shard, job=job), missing, len(missing), job.work):
         if result["fault"]:
             raise UserError(result["fault"])
         i = result["number"] - first
@@ -66,6 +66,11 @@ def make(job: Job, plan: list[list[dict[str, Any]]], first: int, progress: Progr
         if progress:
             progress("pairs", done, total, {"rejects": sum(len(r.rejects) for r in kept.values())})
     return [kept[i] for i in range(len(plan))]
+
+
+def as_task(number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `make_shard` takes: flat, so that it travels as a row."""
+    return {"number": number, "rows": json.dumps(rows)}
 
 
 def _kept(job: Job, number: int, rows: list[dict[str, Any]]) -> Receipt | None:
@@ -84,7 +89,7 @@ def receipt_name(number: int) -> str:
     return f"{RECEIPTS}/part-{number:05d}.json"
 
 
-def _make_shard(task: dict[str, Any], job: Job) -> dict[str, Any]:
+def make_shard(task: dict[str, Any], job: Job) -> dict[str, Any]:
     """Write one shard and its receipt; a fault of the surroundings is returned as a sentence, not raised."""
     cv2.setNumThreads(1)
     number = task["number"]

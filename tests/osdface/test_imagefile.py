@@ -2,12 +2,15 @@
 
 import io
 import pickle
+import runpy
 import struct
 import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from osdface.imagefile import ImageError, open_header, read_image
 
@@ -84,6 +87,11 @@ class TestReading:
         found = read_image(coded(Image.fromarray(values), format))
         assert np.array_equal(found, np.repeat((values / 257).round().astype(np.uint8)[..., None], 3, axis=2))
 
+    def test_of_16_bit_colours_the_upper_8_bits_stay(self):
+        values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3), np.uint16)
+        data = cv2.imencode(".png", values[..., ::-1])[1].tobytes()
+        assert np.array_equal(read_image(data), values >> 8)
+
     def test_one_bit_and_grey_become_three_channels(self):
         assert read_image(coded(Image.new("1", (3, 2), 1), "PNG")).tolist() == [[[255] * 3] * 3] * 2
         assert read_image(coded(Image.new("L", (3, 2), 7), "PNG")).tolist() == [[[7] * 3] * 3] * 2
@@ -137,6 +145,29 @@ class TestPlainPNG:
     def test_whatever_stands_beside_them(self, picture, kind, content):
         data = self.with_chunk(coded(Image.fromarray(picture), "PNG"), kind, content)
         assert np.array_equal(read_image(data), picture)
+
+    def test_with_a_colour_profile(self, picture):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+        assert np.array_equal(read_image(coded(Image.fromarray(picture), "PNG", icc_profile=profile)), picture)
+
+    @pytest.mark.parametrize("place", ["before", "behind"])
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [
+            (b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+            (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation="6"/>'),
+        ],
+    )
+    def test_turned_wherever_that_is_said(self, picture, kind, text, place):
+        data = self.with_chunk(coded(Image.fromarray(picture), "PNG"), kind, text)
+        if place == "behind":
+            chunk = data[33 : 33 + 12 + len(text)]
+            data = data[:33] + data[33 + len(chunk) : -12] + chunk + data[-12:]
+        assert np.array_equal(read_image(data), np.rot90(picture, -1))
+
+    def test_interlaced(self):
+        hostile = runpy.run_path(str(Path(__file__).parents[1] / "hostile.py"))
+        assert np.array_equal(read_image(hostile["_adam7"](3)), hostile["_picture"](3))
 
     def test_a_clear_colour_still_lies_over_white(self, picture):
         red, green, blue = (int(value) for value in picture[3, 4])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from osdface import faces
 from osdface.imagefile import ImageError
+from pipelines import prepare as preparing
 from pipelines.prepare import check, prepare, resize
 from pipelines.sources import Source, files, read
 
@@ -119,6 +120,29 @@ class TestFace:
         assert faces.is_aligned(found)
         assert np.abs(found.astype(int) - made(astronaut, 128, crop="face")).mean() < 6
 
+    @pytest.mark.parametrize(("size", "given"), [(1024, 2048), (256, 1024), (64, 256)])
+    def test_a_large_photograph_is_looked_at_and_cut_small(self, monkeypatch, size, given):
+        """A face is put into the middle of 2048 px: its square is the middle 1024, whatever it was shrunk for."""
+        seen = []
+
+        class Middle:
+            def detect(self, image):
+                seen.append(image.shape)
+                return [faces.Face((0, 0, 1, 1), 1.0, faces.TEMPLATE * 512 + 255.5)]
+
+        def align(image, face, size):
+            seen.append(image.shape)
+            return faces.align(image, face, size)
+
+        monkeypatch.setattr(preparing, "DlibFrontal", Middle)
+        monkeypatch.setattr(preparing, "align", align)
+        image = cv2.resize(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), (2048, 2048))
+        found = made(image, size, crop="face")
+        step = 1024 // size
+        means = image[512:1536, 512:1536].reshape(size, step, size, step, 3).mean((1, 3))
+        assert np.abs(found - means).max() <= 1.5
+        assert seen == [(1024, 1024, 3), (given, given, 3)]
+
     def test_no_face(self, noise):
         with pytest.raises(ImageError, match="no face was found") as caught:
             made(noise, 32, crop="face")
@@ -150,16 +174,17 @@ class TestLandmarks:
 
     @pytest.mark.parametrize("degrees", [0, 25, 90, -140])
     @pytest.mark.parametrize(
-        ("face", "centre", "half"),
+        ("face", "centre", "half", "along"),
         [
-            (points((180, 180), (220, 180), (185, 210), (215, 210)), (200, 183), 80),
-            (points((190, 150), (210, 150), (195, 210), (205, 210)), (200, 156), 108),  # long: 1.8 times 60
+            (points((180, 180), (220, 180), (185, 210), (215, 210)), (200, 183), 80, (1, 0)),
+            (points((190, 150), (210, 150), (195, 210), (205, 210)), (200, 156), 108, (1, 0)),  # long: 1.8 times 60
+            (points((180, 180), (220, 180), (195, 210), (225, 210)), (201, 183), 80, (40 + 30, -10)),  # a mouth aside
         ],
     )
-    def test_the_square_stands_on_eyes_and_mouth(self, canvas, face, centre, half, degrees):
-        turn = np.deg2rad(degrees)
+    def test_the_square_stands_on_eyes_and_mouth(self, canvas, face, centre, half, along, degrees):
+        turn, lean = np.deg2rad(degrees), np.array([along, (-along[1], along[0])]) / np.hypot(*along)
         turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        corners = np.array([[-half, -half], [-half, half], [half, half], [half, -half]]) @ turned + centre
+        corners = np.array([[-half, -half], [-half, half], [half, half], [half, -half]]) @ lean @ turned + centre
         face = (face - centre) @ turned + centre
         found = made(canvas, 2 * half, landmarks=json.dumps(face.tolist()))
         assert np.abs(found - self.by_pillow(canvas, corners, 2 * half)).max() <= 3

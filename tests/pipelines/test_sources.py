@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from osdface.errors import UserError
 from osdface.imagefile import ImageError
 from pipelines.sources import Source, files, read
+from pipelines.sources.places import Place
 
 LIMIT = 10**6
 
@@ -273,6 +274,16 @@ class TestFolder:
         write_folder(tmp_path, {"x.png": b"1", "out/y.png": b"2"})
         assert [row["source_uri"] for row in files(Source(uri=str(tmp_path)), 0, str(tmp_path / "out"))] == ["x.png"]
 
+    @pytest.mark.parametrize(("said", "told"), [(None, 2**40), (10, LIMIT + 1), (-1, LIMIT + 1)])
+    def test_more_bytes_than_allowed_are_not_read(self, tmp_path, monkeypatch, said, told):
+        """Even where the size is not said, or wrong."""
+        with open(tmp_path / "x.png", "wb") as stream:
+            stream.truncate(2**40)
+        if said is not None:
+            monkeypatch.setattr(Place, "size", lambda self: said)
+        with pytest.raises(ImageError, match=f"^picture: {told} bytes are more than {LIMIT}$"):
+            read(rows(tmp_path)["x.png"]["at"], LIMIT)
+
     def test_a_file_that_went_away(self, tmp_path):
         write_folder(tmp_path, {"x.png": b"1"})
         found = rows(tmp_path)
@@ -395,6 +406,7 @@ class TestZip:
         assert read(at["x.png"], LIMIT) == b"new one"
         with pytest.raises(UserError, match="changed since it was listed"):
             read(at["y.png"], LIMIT)
+        assert list(rows(path)) == ["x.png"]
 
 
 class TestTar:
@@ -537,6 +549,7 @@ class TestParquet:
 import os, resource, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from pipelines.sources import Source, files, read
+from pipelines.sources.places import Place
 schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
 kind = dict(compression="none", use_dictionary=False, write_batch_size=4)
 if sys.argv[1] == "write":
@@ -544,7 +557,6 @@ if sys.argv[1] == "write":
     pq.write_table(pa.table({{"image": rows}}, schema), {str(tmp_path / "p.parquet")!r}, **kind)
 else:
     at = [row["at"] for row in files(Source(uri={str(tmp_path / "p.parquet")!r}), 0)]
-    read(at[0], 10**7)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert [len(read(each, 10**7)) for each in at[::7]] == [10**6] * 18
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

@@ -1,0 +1,1 @@
+"""One command for each figure: `python -m benchmarks.NAME`. Results are kept in results/."""

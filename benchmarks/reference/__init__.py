@@ -1,0 +1,1 @@
+"""What the benchmarks race against: straightforward programs, written for the purpose."""
