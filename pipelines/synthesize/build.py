@@ -107,7 +107,7 @@ def _first(
         if finished.additions[0].plan != plan.identity_of(job.spec, whole_plan):
             raise UserError(
                 f"{job.store}: was made from other pictures than the sources hold now"
-                f"{_difference(job.store, finished, whole_plan)}; give another --out"
+                f"{difference(job.store, finished, 0, whole_plan)}; give another --out"
             )
         if whole(job.store, finished):
             return finished
@@ -123,13 +123,13 @@ def _first(
     return finish(job, [added], finished=finished)
 
 
-def _difference(store: Store, finished: Manifest, planned: list[list[Row]]) -> str:
-    """The first picture of a finished dataset's first addition that its sources hold otherwise now, in parentheses."""
+def difference(store: Store, finished: Manifest, number: int, planned: list[list[Row]]) -> str:
+    """The first picture of a dataset's addition that its sources hold otherwise now, as " (NAME has other bytes)"."""
     gone = {entry.sha256 for entry in finished.removed}
     now = {row["source_uri"]: row["source_sha256"] for rows in planned for row in rows}
     with contextlib.suppress(UserError):  # a file is lost as well: then nobody knows
-        then = _hashes_by_name(store, finished)
-        damaged = {row["source_uri"] for row in read_rejects(store, 1)}  # planned, but could not be decoded
+        then = _hashes_by_name(store, finished, number)
+        damaged = {row["source_uri"] for row in read_rejects(store, number + 1)}  # planned, but not to be decoded
         for name in sorted(then | now):
             if name not in now:
                 return f" ({name} is gone)"
@@ -140,9 +140,10 @@ def _difference(store: Store, finished: Manifest, planned: list[list[Row]]) -> s
     return ""
 
 
-def _hashes_by_name(store: Store, finished: Manifest) -> dict[str, str]:
+def _hashes_by_name(store: Store, finished: Manifest, number: int) -> dict[str, str]:
     found: dict[str, str] = {}
-    for shard in finished.shards[: finished.additions[0].shards]:
+    first = sum(addition.shards for addition in finished.additions[:number])
+    for shard in finished.shards[first : first + finished.additions[number].shards]:
         with open_parquet(store, f"{SHARDS}/{shard.name}") as file:
             columns = file.read(columns=["source_uri", "source_sha256"])
         found |= dict(zip(columns[0].to_pylist(), columns[1].to_pylist(), strict=True))

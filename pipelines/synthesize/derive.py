@@ -18,6 +18,7 @@ from pipelines.synthesize.build import (
     Added,
     claimed,
     complete,
+    difference,
     finish,
     manifest_of,
     of_addition,
@@ -67,7 +68,7 @@ def regenerate(
             job = Job(store, spec, addition.sources, work, token)
             pictures, rejects = ingest(files, job.spec, work, known, progress)
             if not derived:
-                _require_same(job, pictures, addition, bool(of_addition(removed, number)))
+                _require_same(job, Store(folder), parent, number, pictures)
             planned = plan.shards(pictures, spec, job.places, addition.limit, of_addition(removed, number))
             first = sum(len(part.shards) for part in added)
             whole_plan = plan.shards(pictures, spec, job.places, addition.limit)
@@ -81,11 +82,19 @@ def regenerate(
         return finish(job, added, None if derived else parent, **beside)
 
 
-def _require_same(job: Job, pictures: list[dict[str, Any]], addition: Any, incomplete: bool) -> None:
+def _require_same(job: Job, store: Store, parent: Manifest, number: int, pictures: list[dict[str, Any]]) -> None:
+    """Raise UserError if the sources hold other pictures than the dataset in `store` was made of.
+
+    Of which some were removed, they may be gone from the sources too.
+    """
+    addition = parent.additions[number]
     planned = plan.shards(pictures, job.spec, job.places, addition.limit)
-    if plan.identity_of(job.spec, planned) != addition.plan and not incomplete:
+    if plan.identity_of(job.spec, planned) != addition.plan and not of_addition(parent.removed, number):
         places = ", ".join(source.uri for source in addition.sources)
-        raise UserError(f"{places}: holds other pictures than when the dataset was made, so it cannot be made again")
+        raise UserError(
+            f"{places}: holds other pictures than when the dataset was made"
+            f"{difference(store, parent, number, planned)}, so it cannot be made again"
+        )
 
 
 def extend(
