@@ -43,20 +43,27 @@ def hold(store: Store) -> Iterator[str]:
         thread.join()
         with contextlib.suppress(OSError):  # then it lapses by itself
             store.remove(f"{FOLDER}/beat-{number}")
-            store.remove(f"{FOLDER}/lease-{number}.json")
+            if _holds(store, token):  # once taken over, the number may be another's
+                store.remove(f"{FOLDER}/lease-{number}.json")
 
 
 def check(store: Store, token: str) -> None:
     """Raise UserError unless `token` still holds the folder."""
-    held = _highest(store)
-    if held is None or held[1].get("token") != token:
+    if not _holds(store, token):
         raise UserError(f"{store}: another job has taken this output over; this one stops without writing to it")
+
+
+def _holds(store: Store, token: str) -> bool:
+    held = _highest(store)
+    return held is not None and held[1].get("token") == token
 
 
 def _acquire(store: Store, token: str) -> int:
     mine = {"token": token, "host": _host(), "pid": os.getpid(), "since": time.time()}
     while True:
         held = _highest(store)
+        if held and held[1].get("token") == token:  # a request that was sent twice: the second one lost to the first
+            return held[0]
         number = held[0] + 1 if held else 1
         if held and not _dead(store, *held):
             who = held[1]
@@ -66,7 +73,7 @@ def _acquire(store: Store, token: str) -> int:
             )
         if store.create(f"{FOLDER}/lease-{number}.json", json.dumps(mine).encode()):
             for name in store.names(FOLDER):
-                if _number(name) is not None and _number(name) != number:
+                if (_number(name) or number) < number or name.startswith(".beat-"):  # what killed ones half-wrote
                     store.remove(f"{FOLDER}/{name}")
             return number
 
@@ -93,7 +100,8 @@ def _dead(store: Store, number: int, holder: dict) -> bool:
     """Whether the holder is gone: at once where its process can be looked for, else by waiting for a beat."""
     if holder.get("host") == _host():
         try:
-            return psutil.Process(holder["pid"]).create_time() > holder["since"]
+            process = psutil.Process(holder["pid"])
+            return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > holder["since"]
         except psutil.NoSuchProcess:
             return True
     before, until = _pulse(store, number), time.monotonic() + PATIENCE
