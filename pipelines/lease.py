@@ -48,15 +48,21 @@ def hold(store: Store) -> Iterator[str]:
 
 def check(store: Store, token: str) -> None:
     """Raise UserError unless `token` still holds the folder."""
-    held = _highest(store)
-    if held is None or held[1].get("token") != token:
+    if not _holds(store, token):
         raise UserError(f"{store}: another job has taken this output over; this one stops without writing to it")
+
+
+def _holds(store: Store, token: str) -> bool:
+    held = _highest(store)
+    return held is not None and held[1].get("token") == token
 
 
 def _acquire(store: Store, token: str) -> int:
     mine = {"token": token, "host": _host(), "pid": os.getpid(), "since": time.time()}
     while True:
         held = _highest(store)
+        if held and held[1].get("token") == token:  # a request that was sent twice: the second one lost to the first
+            return held[0]
         number = held[0] + 1 if held else 1
         if held and not _dead(store, *held):
             who = held[1]
@@ -66,7 +72,7 @@ def _acquire(store: Store, token: str) -> int:
             )
         if store.create(f"{FOLDER}/lease-{number}.json", json.dumps(mine).encode()):
             for name in store.names(FOLDER):
-                if (_number(name) or number) < number:  # a higher one is of whoever took over from us already
+                if (_number(name) or number) < number or name.startswith(".beat-"):  # what killed ones half-wrote
                     store.remove(f"{FOLDER}/{name}")
             return number
 

@@ -72,8 +72,9 @@ class Store:
             try:
                 if self.local:  # fsspec lists a file as if it were a folder of itself
                     return sorted(path.name for path in (self.local / folder).iterdir())
-                paths = self.fs.ls(self.path(folder), detail=False)
-                return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+                paths = [path.rstrip("/") for path in self.fs.ls(self.path(folder), detail=False)]
+                # an empty object may stand for the folder itself, as web consoles make them
+                return sorted(path.rpartition("/")[2] for path in paths if path != self.path(folder))
             except FileNotFoundError:
                 return []
 
@@ -84,7 +85,8 @@ class Store:
                 entries = self.fs.ls(self.path(folder), detail=True)
             except FileNotFoundError:
                 return {}
-        return {e["name"].rpartition("/")[2]: int(e["size"]) for e in entries if e["type"] == "file"}
+        files = {e["name"].rpartition("/")[2]: int(e["size"]) for e in entries if e["type"] == "file"}
+        return {name: size for name, size in files.items() if name}  # without the folder's own entry
 
     def put(self, name: str, data: bytes) -> None:
         """Write or replace a file whole."""
@@ -153,11 +155,15 @@ def _plain_errors() -> Iterator[None]:
             raise
         raise type(error)(5, str(error)) from error
     except (ImportError, ValueError) as error:
-        raise OSError(5, str(error).splitlines()[0]) from error
+        raise OSError(5, _first_line(error)) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in CLIENTS:
             raise
-        raise OSError(5, str(error).splitlines()[0]) from error
+        raise OSError(5, _first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def is_scratch(name: str) -> bool:
@@ -173,4 +179,4 @@ def sha256_of(store: Store, name: str) -> tuple[str, int]:
     """sha256 (hex) and size of a file."""
     with store.open(name) as file:
         hashed = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashed, file.tell()
+        return hashed, file.seek(0, 2)

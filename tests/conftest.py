@@ -1,12 +1,17 @@
 """What tests share: a home of their own, one Ray session, a small pair dataset made once."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Before anything starts Ray: its workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+    os.environ.pop(name, None)  # no test reaches a real store; where the tests' own one answers is written to this file
+os.environ["AWS_CONFIG_FILE"] = f"{tempfile.gettempdir()}/osdface-tests-{os.getpid()}.aws"
+os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.environ["AWS_CONFIG_FILE"]
 
 
 @pytest.fixture

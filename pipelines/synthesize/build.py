@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from pipelines.sources import Source
 from pipelines.store import Store, is_scratch
 from pipelines.synthesize import plan
 from pipelines.synthesize.config import SynthConfig, Work
-from pipelines.synthesize.ingest import ingest, listed
+from pipelines.synthesize.ingest import ingest, listed, stop_early
 from pipelines.synthesize.shards import Job, make, receipt_name
 
 CLAIM = f"{RECEIPTS}/spec.json"
@@ -116,7 +117,7 @@ def _first(
                 f"{job.store}: lost files since it was changed; mend it with `osdface data regenerate {job.store} "
                 f"--out {job.store}`"
             )
-    added = complete(job, planned, whole_plan, rejects, limit, 0, progress)
+    added = complete(job, planned, whole_plan, rejects, len(files), limit, 0, progress)
     if not any(shard.rows for shard in added.shards):
         first = "; ".join(f"{reject['source_uri']}: {reject['reason']}" for reject in added.rejects[:3])
         raise NothingReadable(f"{job.places[0].uri}: none of its {len(files)} files is a readable picture ({first})")
@@ -160,15 +161,17 @@ def complete(
     planned: list[list[Row]],
     whole_plan: list[list[Row]],
     rejects: list[Row],
+    files: int,
     limit: int | None,
     first: int,
     progress: Progress | None,
 ) -> Added:
     """Make what is missing of an addition whose shards' numbers begin at `first`.
 
-    whole_plan: what was planned before pictures were removed, which the addition is known by.
+    whole_plan: what was planned before pictures were removed, which the addition is known by. files: how many there
+    were, of which `rejects` are no pictures to use.
     """
-    receipts = make(job, planned, first, progress)
+    receipts = make(job, planned, first, partial(stop_early, rejects, files, job.work), progress)
     rejects = rejects + [reject for receipt in receipts for reject in receipt.rejects]
     addition = Addition(
         sources=absolute(job.places),

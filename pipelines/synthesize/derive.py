@@ -9,7 +9,17 @@ import pyarrow as pa
 from osdface.errors import UsageError, UserError
 from osdface.files import sha256
 from pipelines import cluster, lease
-from pipelines.pairs.manifest import SHARDS, Manifest, Removed, Shard, Spec, checked_manifest, describe, open_parquet
+from pipelines.pairs.manifest import (
+    SHARDS,
+    Manifest,
+    Removed,
+    Shard,
+    Spec,
+    checked_manifest,
+    describe,
+    open_parquet,
+    read_manifest,
+)
 from pipelines.pairs.schema import ROW_GROUP, RowNote, note
 from pipelines.sources import Source
 from pipelines.store import Reference, Store
@@ -34,6 +44,7 @@ from pipelines.synthesize.config import Work
 from pipelines.synthesize.ingest import ingest, listed
 from pipelines.synthesize.shards import Job, open_writer, receipt_name
 
+PRESENT, REMOVED = "is in the dataset already", "was removed from the dataset"
 Progress = Callable[..., None]
 
 
@@ -62,8 +73,10 @@ def regenerate(
     cluster.require_cpus(work.workers * work.cpus_per_worker)
     removed = [entry.model_copy(update={"rows": 0}) for entry in parent.removed] if derived else parent.removed
     with claimed(store, spec) as token:
+        if not derived and store.root == Store(folder).root:
+            _require_unchanged(store, parent)
         added: list[Added] = []
-        known = {entry.sha256: "was removed from the dataset" for entry in parent.removed} if derived else {}
+        known = {entry.sha256: REMOVED for entry in parent.removed} if derived else {}
         for number, (addition, files) in enumerate(zip(parent.additions, listings, strict=True)):
             job = Job(store, spec, addition.sources, work, token)
             pictures, rejects = ingest(files, job.spec, work, known, progress)
@@ -72,8 +85,9 @@ def regenerate(
             planned = plan.shards(pictures, spec, job.places, addition.limit, of_addition(removed, number))
             first = sum(len(part.shards) for part in added)
             whole_plan = plan.shards(pictures, spec, job.places, addition.limit)
-            added.append(complete(job, planned, whole_plan, rejects, addition.limit, first, progress))
-            known |= {picture["sha256"]: "is in the dataset already" for picture in pictures}
+            added.append(complete(job, planned, whole_plan, rejects, len(files), addition.limit, first, progress))
+            known |= dict.fromkeys(_hashes(store, added[-1].shards), PRESENT)
+            known |= {entry.sha256: REMOVED for entry in of_addition(removed, number)}
         beside: dict[str, Any] = {"removed": removed}
         if derived:
             beside |= {"parent": parent.digest, "made_by": "regenerate"}
@@ -115,14 +129,15 @@ def extend(
     cluster.connect(address)
     cluster.require_cpus(work.workers * work.cpus_per_worker)
     with claimed(store, manifest.spec) as token:
+        _require_unchanged(store, manifest)
         job = Job(store, manifest.spec, places, work, token)
-        known = dict.fromkeys(_hashes(store, manifest), "is in the dataset already")
-        known |= {entry.sha256: "was removed from the dataset" for entry in manifest.removed}
+        known = dict.fromkeys(_hashes(store, manifest.shards), PRESENT)
+        known |= {entry.sha256: REMOVED for entry in manifest.removed}
         pictures, rejects = ingest(files, job.spec, work, known, progress)
         planned = plan.shards(pictures, job.spec, places, limit)
         if not planned:
             return manifest
-        added = complete(job, planned, planned, rejects, limit, len(manifest.shards), progress)
+        added = complete(job, planned, planned, rejects, len(files), limit, len(manifest.shards), progress)
         number = len(manifest.additions)
         old = read_rejects(store, number)
         new = [reject | {"addition": number} for reject in added.rejects]
@@ -148,9 +163,10 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
     """
     store, manifest = Store(folder), checked_manifest(folder)
     wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
-    if unknown := wanted - _hashes(store, manifest):
+    if unknown := wanted - _hashes(store, manifest.shards):
         raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
     with claimed(store, manifest.spec) as token:
+        _require_unchanged(store, manifest)
         if not wanted:  # an earlier run may have been cut off before it threw the old shards away
             tidy(store, manifest.shards)
             return manifest
@@ -176,12 +192,13 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
 def would_remove(folder: Reference, hashes: Sequence[str]) -> dict[str, int]:
     """What `remove` would take out and write anew. Raises UserError as it would."""
     store, manifest = Store(folder), checked_manifest(folder)
-    taken = {shard.name: _rows_of(store, shard, set(hashes)) for shard in manifest.shards}
-    if unknown := set(hashes) - {row["source_sha256"] for rows in taken.values() for row in rows}:
+    wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
+    taken = {shard.name: _rows_of(store, shard, wanted) for shard in manifest.shards}
+    if unknown := wanted - {row["source_sha256"] for rows in taken.values() for row in rows}:
         raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
     touched = [shard for shard in manifest.shards if taken[shard.name]]
     return {
-        "pictures": len(set(hashes)),
+        "pictures": len(wanted),
         "rows": sum(map(len, taken.values())),
         "shards": len(touched),
         "bytes_written_anew": sum(shard.bytes for shard in touched),
@@ -219,8 +236,14 @@ def _replace(store: Store, token: str, manifest: Manifest, rejects: list[dict[st
         tidy(store, manifest.shards)
 
 
-def _hashes(store: Store, manifest: Manifest) -> set[str]:
-    return {row["source_sha256"] for shard in manifest.shards for row in _notes(store, shard)}
+def _require_unchanged(store: Store, manifest: Manifest) -> None:
+    """What was read before the folder was held may be old by now."""
+    if read_manifest(store) != manifest:
+        raise UserError(f"{store}: another job changed it meanwhile; run the same command again")
+
+
+def _hashes(store: Store, shards: Sequence[Shard]) -> set[str]:
+    return {row["source_sha256"] for shard in shards for row in _notes(store, shard)}
 
 
 def _notes(store: Store, shard: Shard) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from osdface.errors import UserError
 from pipelines import cluster
 from pipelines.store import Store
 from pipelines.synthesize import plan
-from pipelines.synthesize.build import work_of
+from pipelines.synthesize.build import refuse_others, work_of
 from pipelines.synthesize.config import SynthConfig
 from pipelines.synthesize.ingest import Progress, ingest, listed
 from pipelines.synthesize.rows import pairs
@@ -34,7 +34,9 @@ def estimate(config: SynthConfig, progress: Progress | None = None, address: str
         spec = config.spec(load_recipe(config.recipe))
     except RecipeError as error:
         raise UserError(str(error)) from None
-    files = listed(config.sources, Store(config.out))
+    store = Store(config.out)
+    files = listed(config.sources, store)
+    refuse_others(store, spec)
     cluster.connect(address)
     cluster.require_cpus(config.workers * config.cpus_per_worker)
     work = work_of(config)

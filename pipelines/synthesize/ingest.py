@@ -1,7 +1,7 @@
 """Sources -> distinct pictures, hashed and their headers checked, and rejects with their reasons; on Ray Data."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def ingest(
         inspected.append(row)
         if row["reason"]:
             bad.append(row)
-            _stop_early(bad, len(files), work)
+            stop_early(bad, len(files), work)
         if progress:
             progress("inspected", len(inspected), len(files), {"rejects": len(bad)})
     pictures: dict[str, Row] = {}
@@ -66,9 +66,11 @@ def ingest(
     return list(pictures.values()), rejects
 
 
-def _stop_early(bad: list[Row], total: int, work: Work) -> None:
+def stop_early(rejects: list[Row], total: int, work: Work, more: Sequence[Row] = ()) -> None:
+    """Raise UserError if more of `total` files are no pictures to use than `work.max_rejects`; twins are no fault."""
     if work.max_rejects is None:
         return
+    bad = [row for row in (*rejects, *more) if row["kind"] != "duplicate"]
     allowed = work.max_rejects if work.max_rejects >= 1 or not work.max_rejects else work.max_rejects * total
     if len(bad) > allowed:
         first = "; ".join(f"{row['source_uri']}: {row['reason']}" for row in bad[:3])

@@ -49,22 +49,29 @@ class Job:
     token: str
 
 
-def make(job: Job, plan: list[list[dict[str, Any]]], first: int, progress: Progress | None) -> list[Receipt]:
+def make(
+    job: Job, plan: list[list[dict[str, Any]]], first: int, judge: Callable[..., None], progress: Progress | None
+) -> list[Receipt]:
     """The receipts of the planned shards, whose numbers begin at `first`: kept ones after a check, the rest made now.
 
+    judge: takes `more`, the pictures that turned out damaged so far, and raises UserError where these are too many.
     Raises UserError for what makes going on senseless; finished shards stay.
     """
     kept = {i: receipt for i, rows in enumerate(plan) if (receipt := _kept(job, first + i, rows))}
     missing = [as_task(first + i, rows) for i, rows in enumerate(plan) if i not in kept]
     total, done = sum(map(len, plan)), sum(len(plan[i]) for i in kept)
+    rejects = [reject for receipt in kept.values() for reject in receipt.rejects]
+    judge(more=rejects)
     for result in spread(partial(make_shard, job=job), missing, len(missing), job.work):
         if result["fault"]:
             raise UserError(result["fault"])
         i = result["number"] - first
         kept[i] = Receipt.model_validate_json(result["receipt"])
         done += len(plan[i])
+        rejects += kept[i].rejects
+        judge(more=rejects)
         if progress:
-            progress("pairs", done, total, {"rejects": sum(len(r.rejects) for r in kept.values())})
+            progress("pairs", done, total, {"rejects": len(rejects)})
     return [kept[i] for i in range(len(plan))]
 
 
