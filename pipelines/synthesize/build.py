@@ -169,8 +169,9 @@ def finish(job: Job, added: Sequence[Added], finished: Manifest | None = None, *
     rejects = [reject | {"addition": n} for n, part in enumerate(added) for reject in part.rejects]
     manifest = manifest_of(job.spec, [part.addition for part in added], shards, len(rejects), **beside)
     if finished and manifest.digest != finished.digest:
+        others = ", or its sources hold other pictures than then" if finished.removed else ""  # which no plan tells
         raise UserError(
-            f"{job.store}: its missing shards come out different with this installation's library versions; "
+            f"{job.store}: its missing shards come out different with this installation's library versions{others}; "
             "make the dataset anew with another --out"
         )
     lease.check(job.store, job.token)
