@@ -105,7 +105,9 @@ def _first(
     whole_plan = plan.shards(pictures, job.spec, job.places, limit)
     if finished:
         if finished.additions[0].plan != plan.identity_of(job.spec, whole_plan):
-            raise UserError(f"{job.store}: was made from other pictures than the sources hold now; give another --out")
+            raise UserError(
+                f"{job.store}: was made from other pictures than the sources hold now; give another --out or remove it"
+            )
         if whole(job.store, finished):
             return finished
         if len(finished.additions) > 1 or removed:
