@@ -23,7 +23,7 @@ from osdface.errors import UsageError, UserError
 from osdface.files import aside, replace_folder, write_json
 from pipelines import cluster, tracking
 from pipelines.pairs.manifest import read_manifest
-from pipelines.synthesize.build import synthesize
+from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
 from pipelines.training import Progress, TrainConfig, Worker
 
@@ -95,7 +95,8 @@ def launch(
 
 
 def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> str:
-    """Where the index of virtual data lies, made or found."""
+    """Where the index of virtual data lies, made or found: a place for each configuration, wherever it is used."""
+    data = data.model_copy(update={"sources": absolute(data.sources)})
     out = home() / "virtual" / digest(resolved(data))[:12]
     count = functools.partial(_count, progress) if progress else None
     synthesize(data.index(str(out)), count, address)

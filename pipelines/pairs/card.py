@@ -3,6 +3,7 @@
 import yaml
 
 from pipelines.pairs.manifest import Manifest
+from pipelines.pairs.schema import PICTURES, SCHEMA
 
 CARD = "README.md"
 COLUMNS = {
@@ -24,6 +25,7 @@ def card(manifest: Manifest) -> str:
         "license_name": ", ".join(manifest.licences) or None,
         "task_categories": ["image-to-image"],
         "tags": ["face-restoration", "osdface"],
+        "dataset_info": {"features": _features()},
         "configs": [{"config_name": "default", "data_files": "shards/*.parquet"}],
     }
     header = yaml.safe_dump({name: value for name, value in head.items() if value}, sort_keys=False)
@@ -38,6 +40,11 @@ def card(manifest: Manifest) -> str:
         "| column | |\n|---|---|\n" + "\n".join(f"| {name} | {what} |" for name, what in COLUMNS.items()),
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(lines) + "\n"
+
+
+def _features() -> list[dict[str, str]]:
+    """What Hugging Face `datasets` needs to know to decode the pictures."""
+    return [{"name": field.name, "dtype": "image" if field.name in PICTURES else str(field.type)} for field in SCHEMA]
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

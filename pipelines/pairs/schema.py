@@ -1,7 +1,6 @@
 """A pair as a row: its columns, its digest, and how its pictures are encoded."""
 
 import hashlib
-import json
 import struct
 from typing import Annotated, Any, NamedTuple
 
@@ -32,17 +31,7 @@ _COLUMNS = [
     ("trace", pa.string()),
     ("recipe_digest", pa.string()),
 ]
-
-
-def _features() -> dict[str, Any]:
-    """What Hugging Face `datasets` needs to know to decode the pictures."""
-    return {
-        name: {"_type": "Image"} if name in PICTURES else {"dtype": str(kind), "_type": "Value"}
-        for name, kind in _COLUMNS
-    }
-
-
-SCHEMA = pa.schema(_COLUMNS, {"huggingface": json.dumps({"info": {"features": _features()}})})
+SCHEMA = pa.schema(_COLUMNS)
 # addition: which of the dataset's additions the file came with. kind: of reason, for counting.
 REJECTS = pa.schema(
     [("source_uri", pa.string()), ("kind", pa.string()), ("reason", pa.string()), ("addition", pa.int32())]

@@ -108,7 +108,7 @@ def _first(
         if finished.additions[0].plan != plan.identity_of(job.spec, whole_plan):
             raise UserError(
                 f"{job.store}: was made from other pictures than the sources hold now"
-                f"{difference(job.store, finished, 0, whole_plan)}; give another --out"
+                f"{difference(job.store, finished, 0, whole_plan)}; give another --out or remove it"
             )
         if whole(job.store, finished):
             return finished
@@ -200,8 +200,9 @@ def finish(job: Job, added: Sequence[Added], finished: Manifest | None = None, *
     rejects = [reject | {"addition": n} for n, part in enumerate(added) for reject in part.rejects]
     manifest = manifest_of(job.spec, [part.addition for part in added], shards, len(rejects), **beside)
     if finished and manifest.digest != finished.digest:
+        others = ", or its sources hold other pictures than then" if finished.removed else ""  # which no plan tells
         raise UserError(
-            f"{job.store}: its missing shards come out different with this installation's library versions; "
+            f"{job.store}: its missing shards come out different with this installation's library versions{others}; "
             "make the dataset anew with another --out"
         )
     lease.check(job.store, job.token)

@@ -162,9 +162,7 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
     left.
     """
     store, manifest = Store(folder), checked_manifest(folder)
-    wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
-    if unknown := wanted - _hashes(store, manifest.shards):
-        raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
+    wanted = _wanted(store, manifest, hashes)
     with claimed(store, manifest.spec) as token:
         _require_unchanged(store, manifest)
         if not wanted:  # an earlier run may have been cut off before it threw the old shards away
@@ -178,8 +176,6 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
             for hashed, rows in itertools.groupby(taken, lambda row: row["source_sha256"]):
                 entry = Removed(sha256=hashed, addition=_addition(manifest, number), rows=len(list(rows)))
                 gone.append(entry)
-        if not any(shard.rows for shard in shards):
-            raise UserError(f"{store}: these are all its pictures; delete the folder instead")
         rejects = [row for row in read_rejects(store, len(manifest.additions)) if not _mentions(row, names)]
         smaller = manifest_of(
             manifest.spec, manifest.additions, shards, len(rejects), removed=[*manifest.removed, *_joined(gone)],
@@ -192,10 +188,8 @@ def remove(folder: Reference, hashes: Sequence[str]) -> Manifest:
 def would_remove(folder: Reference, hashes: Sequence[str]) -> dict[str, int]:
     """What `remove` would take out and write anew. Raises UserError as it would."""
     store, manifest = Store(folder), checked_manifest(folder)
-    wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
+    wanted = _wanted(store, manifest, hashes)
     taken = {shard.name: _rows_of(store, shard, wanted) for shard in manifest.shards}
-    if unknown := wanted - {row["source_sha256"] for rows in taken.values() for row in rows}:
-        raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
     touched = [shard for shard in manifest.shards if taken[shard.name]]
     return {
         "pictures": len(wanted),
@@ -203,6 +197,17 @@ def would_remove(folder: Reference, hashes: Sequence[str]) -> dict[str, int]:
         "shards": len(touched),
         "bytes_written_anew": sum(shard.bytes for shard in touched),
     }
+
+
+def _wanted(store: Store, manifest: Manifest, hashes: Sequence[str]) -> set[str]:
+    """Those that are not gone already."""
+    wanted = set(hashes) - {entry.sha256 for entry in manifest.removed}
+    present = _hashes(store, manifest.shards)
+    if unknown := wanted - present:
+        raise UserError(f"{store}: has no picture whose source_sha256 is {min(unknown)}")
+    if wanted == present:
+        raise UserError(f"{store}: these are all its pictures; delete the folder instead")
+    return wanted
 
 
 def _rows_of(store: Store, shard: Shard, hashes: set[str]) -> list[dict[str, Any]]:

@@ -123,6 +123,13 @@ with lease.hold(Store(sys.argv[1])):
             lease.check(store, token)
             assert {name for name in store.names(FOLDER) if "beat-2" not in name} == {"lease-2.json"}
 
+    def test_what_a_killed_beat_left_half_written_goes(self, tmp_path):
+        store = Store(tmp_path)
+        store.put(f"{FOLDER}/.beat-1.4242.abcdef", b"1.")
+        with lease.hold(store):
+            pass
+        assert store.names(FOLDER) == []
+
     def test_a_number_that_another_process_has_now_is_no_holder(self, tmp_path):
         store = Store(tmp_path)
         leave(store, host=lease._host(), pid=os.getpid(), since=1.0)  # from long before this process was born
