@@ -158,7 +158,7 @@ def _by_pool(job: shards.Job, listing: list[dict[str, Any]], pool: ProcessPoolEx
 def _by_ray(job: shards.Job, listing: list[dict[str, Any]], pool: ProcessPoolExecutor) -> None:
     pictures, rejects = ingest.ingest(listing, job.spec, job.work, {}, None)
     assert not rejects, rejects[:3]
-    shards.make(job, plan.shards(pictures, job.spec, job.places, None), 0, None)
+    shards.make(job, plan.shards(pictures, job.spec, job.places, None), 0, lambda more: None, None)
 
 
 def main() -> None:
