@@ -196,7 +196,7 @@ def regenerate(
     except RecipeError as error:
         raise UserError(str(error)) from None
     given = {name: value for name, value in changes.items() if value is not None}
-    work = parse(Work, {"workers": workers} if workers else {}, "--workers")
+    work = parse(Work, {} if workers is None else {"workers": workers}, "--workers")
     with console.progress("pictures") as progress:
         return _made(out, lambda: again(dataset, out, given, work, progress, address), track)
 

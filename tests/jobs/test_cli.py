@@ -33,7 +33,8 @@ COMMANDS = commands()
 def test_the_commands_of_the_chain_are_there():
     assert {
         "demo", "doctor", "evaluate", "restore", "run", "faces make", "faces photographs", "data synth", "data verify",
-        "data preview", "train base", "train vre", "train osd", "models register", "models promote", "models lineage",
+        "data preview", "data info", "data regenerate", "data extend", "data remove", "data diff", "data card",
+        "train base", "train vre", "train osd", "models register", "models promote", "models lineage",
         "serve up", "serve status", "serve down",
     } <= set(COMMANDS)  # fmt: skip
 
