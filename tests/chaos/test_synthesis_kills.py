@@ -216,11 +216,11 @@ def test_a_worker_whose_job_lost_the_lease_commits_nothing(tmp_path):
     sources, store = draw(tmp_path / "in", 1, 64), Store(tmp_path / "out")
     settings = config(sources, tmp_path / "out", size=64)
     from degradations.recipe import load
-    from pipelines.synthesize.ingest import _inspect, listed
+    from pipelines.synthesize.ingest import inspect, listed
     from pipelines.synthesize.plan import shards as planned
 
     spec = settings.spec(load(settings.recipe))
-    (picture,) = [_inspect(row, spec, Work()) for row in listed(settings.sources, store)]
+    (picture,) = [inspect(row, spec, Work()) for row in listed(settings.sources, store)]
     (rows,) = planned([picture], spec, settings.sources, None)
     with lease.hold(store) as token:
         job = shards.Job(store, spec, settings.sources, Work(), token)
