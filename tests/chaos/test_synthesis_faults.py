@@ -243,7 +243,7 @@ class TestSources:
         sentence = refused(capfd, command(sources, made))
         assert sentence == (
             f"{made}: was made from other pictures than the sources hold now (05.png has other bytes); "
-            "give another --out"
+            "give another --out or remove it"
         )
         assert refused(capfd, ["data", "regenerate", str(made), "--out", str(made)]) == (
             f"{sources}: holds other pictures than when the dataset was made (05.png has other bytes), so it cannot be "
