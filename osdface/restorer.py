@@ -12,7 +12,6 @@ from torch import Tensor
 from osdface import bundle, faces
 from osdface.generator import LatentChoice, OneStepGenerator
 from osdface.modes import FaceMode
-from osdface.presets import preset
 
 
 class RestoredFace(NamedTuple):
@@ -56,14 +55,14 @@ class Restorer:
         config, generator = bundle.load(path, trained=trained, check=verify)
         generator.unet.fuse_lora()
         generator.unet.unload_lora()
-        restorer = cls(generator.to(device, getattr(torch, dtype)), preset(config.preset).size, latent)
+        restorer = cls(generator.to(device, getattr(torch, dtype)), config.architecture().size, latent)
         restorer.config, restorer.path = config, path
         return restorer
 
     @torch.inference_mode()
     def codes(self, images: Tensor) -> Tensor:
-        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d)."""
-        return self.generator.embedder(self._inputs(images))
+        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d), those that `restore` uses."""
+        return self.generator.embedder(self._inputs(self._fitted(images)))
 
     @torch.inference_mode()
     def restore(self, images: Tensor) -> Tensor:
@@ -74,11 +73,8 @@ class Restorer:
         """
         height, width = images.shape[-2:]
         if height == width:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=True)
             height = width = self.size
-        step = self._multiple()
-        images = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
-        inputs = self._inputs(images)
+        inputs = self._inputs(self._fitted(images))
         noise = torch.randn(self.generator.latent_shape(inputs)) if self.latent == "sample" else None
         restored = self.generator(inputs, noise).image[..., :height, :width]
         return (restored.float() / 2 + 0.5).clamp(0, 1).cpu()
@@ -117,6 +113,15 @@ class Restorer:
             image = faces.paste(image, crop, matrix)
             found.append(RestoredFace(face.box, face.score, crop))
         return Result(image, found)
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Squares at the model's size, others with their last row and column repeated up to what the network needs."""
+        height, width = images.shape[-2:]
+        if height == width:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=True)
+            height = width = self.size
+        step = self._multiple()
+        return F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
 
     def _inputs(self, images: Tensor) -> Tensor:
         parameter = next(self.generator.parameters())
