@@ -105,19 +105,12 @@ def save(
 
 def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> BundleConfig:
     """Write a bundle aside and rename it to `folder`; the configuration gets its list of files, and is returned."""
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from safetensors.torch import save_file
-
-    from osdface.generator import lora_config
 
     temporary = aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shape = config.architecture().lora
-    metadata = lora_config(shape).to_dict() | {"target_modules": sorted(shape.targets)}
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        temporary, _contiguous(parts.lora), unet_lora_adapter_metadata=metadata
-    )
+    write_lora(parts.lora, temporary, config.architecture().lora)
     save_file(_contiguous(parts.vre), temporary / VRE)
     if parts.adapter:
         save_file(_contiguous(parts.adapter), temporary / ADAPTER)
@@ -128,6 +121,21 @@ def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> Bundl
     (temporary / "config.json").write_text(config.model_dump_json(indent=2))
     replace_folder(temporary, folder)
     return config
+
+
+def write_lora(lora: "dict[str, Tensor]", folder: Path, shape: presets.LoRAShape) -> None:
+    """Write a UNet's LoRA, by peft's names, as diffusers does: `folder`/pytorch_lora_weights.safetensors."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    from osdface.generator import lora_config
+
+    metadata = lora_config(shape).to_dict() | {"target_modules": sorted(shape.targets)}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, _contiguous(lora), unet_lora_adapter_metadata=metadata)
+
+
+def read_lora(path: Path) -> "dict[str, Tensor]":
+    """The tensors of such a file, by peft's names."""
+    return {name.removeprefix("unet."): tensor for name, tensor in tensors.read_safetensors(path).items()}
 
 
 def reference(base: Path) -> BaseReference:
@@ -241,6 +249,6 @@ def _load_lora(generator: "OneStepGenerator", path: Path) -> None:
     """Fill the UNet's adapters, every one of them: a tensor left out would silently be no adapter."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    found = {name.removeprefix("unet."): tensor for name, tensor in tensors.read_safetensors(path).items()}
+    found = read_lora(path)
     tensors.check(path, tensors.shapes(get_peft_model_state_dict(generator.unet)), found)
     set_peft_model_state_dict(generator.unet, found)
