@@ -13,6 +13,7 @@ from osdface.base import load_base, new_base, save_base
 from osdface.errors import UsageError, UserError
 from osdface.export import export
 from osdface.generator import OneStepGenerator
+from osdface.restorer import Restorer
 from osdface.vre import VisualEmbedder
 
 TINY = presets.preset("tiny")
@@ -100,6 +101,10 @@ def test_out_to_the_official_layout_and_in_again_changes_no_tensor(tmp_path, kin
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert before.architecture() == after.architecture()
+    images = torch.rand(2, 3, 64, 64)
+    one, other = (Restorer.load(path) for path in (folder, tmp_path / "again"))
+    assert one.codes(images).shape == (2, 48 if kind == "paired" else 24, 64)
+    assert torch.equal(one.restore(images), other.restore(images))
     assert before.base.sha256 == after.base.sha256
 
 
