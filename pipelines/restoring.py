@@ -27,7 +27,7 @@ def here(picture: Path, model: str, faces: FaceMode) -> RestoredPicture:
     from osdface.restorer import Restorer  # with it comes diffusers, which an endpoint's client need not wait for
 
     image = read_image(_bytes(picture), str(picture))
-    result = Restorer.load(model)([image], faces)[0]
+    result = Restorer.load(model)(image, faces, output_type="array")
     found = [{"box": face.box, "score": round(face.score, 3)} for face in result.faces]
     return RestoredPicture(result.image, {"faces": len(found), "boxes": found})
 
