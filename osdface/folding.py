@@ -56,19 +56,16 @@ class FoldedGenerator(OneStepGenerator):
     unet: FoldedUNet
     batches: Sequence[int] = ()  # as `compile` has it
 
-    def __init__(self, generator: OneStepGenerator):
+    def __init__(self, generator: OneStepGenerator, unet: FoldedUNet):
         nn.Module.__init__(self)
         self.timestep = generator.timestep
         self.vae, self.embedder, self.adapter = generator.vae, generator.embedder, generator.adapter
         self.register_buffer("alpha_bar", generator.alpha_bar, persistent=False)
-        merge_lora(generator.unet)
-        fold_time(generator.unet, generator.timestep)
-        self.unet = FoldedUNet(generator.unet)
+        self.unet = unet
         self.keep = float(generator.alpha_bar.double().rsqrt())
         fold_step(self.unet.conv_out, float(generator.alpha_bar.double()))
         fold_scaling(self.vae, float(self.vae.config.scaling_factor))
-        for part in (self.vae, self.unet):
-            fuse(part)
+        fuse(self.vae)
         self.vae.decoder.conv_act = nn.SiLU(inplace=True)
         self.vae.use_slicing = True  # pictures of a batch go through the VAE one by one: its maps are the most memory
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -134,7 +131,12 @@ def fold(generator: OneStepGenerator) -> FoldedGenerator:
 
     Raises UserError for a base whose blocks are of another kind than Stable Diffusion's.
     """
-    return FoldedGenerator(generator)
+    unet = generator.unet
+    merge_lora(unet)
+    fold_time(unet, time_embedding(unet, generator.timestep))
+    folded = FoldedUNet(unet)
+    fuse(folded)
+    return FoldedGenerator(generator, folded)
 
 
 @torch.no_grad()
@@ -146,16 +148,21 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
 
 
 @torch.no_grad()
-def fold_time(unet: UNet2DConditionModel, timestep: int) -> None:
-    """Add each residual block's projection of the timestep's embedding to its first convolution's bias."""
-    weight = unet.conv_in.weight
+def time_embedding(unet: UNet2DConditionModel, timestep: int) -> Tensor:
+    """What a UNet's residual blocks project: the embedding of the timestep after its activation, (1, width)."""
+    weight = unet.time_embedding.linear_1.weight
     steps = unet.time_proj(torch.tensor([timestep], device=weight.device))
-    embedding = unet.time_embedding(steps.to(weight.dtype))
-    for name, block in unet.named_modules():
+    return F.silu(unet.time_embedding(steps.to(weight.dtype)))
+
+
+@torch.no_grad()
+def fold_time(module: nn.Module, embedding: Tensor) -> None:
+    """Add each residual block's projection of the timestep's embedding to its first convolution's bias."""
+    for name, block in module.named_modules():
         if isinstance(block, ResnetBlock2D):
             if not plain(block) or block.skip_time_act:
                 raise UserError(f"the base's UNet has a block that cannot be folded, {name}: not Stable Diffusion's")
-            block.conv1.bias += block.time_emb_proj(F.silu(embedding))[0]
+            block.conv1.bias += block.time_emb_proj(embedding)[0]
             block.time_emb_proj = None
 
 
