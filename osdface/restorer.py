@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osdface import bundle, faces
+from osdface import bundle, faces, photograph
 from osdface.generator import LatentChoice, OneStepGenerator
-from osdface.modes import FaceMode
+from osdface.modes import FaceMode, Wishes
 from osdface.presets import preset
 
 
@@ -92,30 +92,36 @@ class Restorer:
         if mode == "whole":
             return [Result(_to_uint8(self.restore(_to_tensor(image)[None]))[0], []) for image in images]
         found = [self._crops(image, mode) for image in images]
-        restored = iter(self._restore_crops([crop for crops in found for _, crop, _ in crops]))
+        restored = iter(self.restore_crops([crop for crops in found for _, crop, _ in crops]))
         results = []
         for image, crops in zip(images, found, strict=True):
             results.append(self._paste(image, [(*known, next(restored)) for known in crops]))
         return results
 
-    def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
-        """(face, crop, matrix) for every face to restore in a picture."""
-        if mode == "aligned" or faces.is_aligned(image):
-            return [faces.whole(image, self.size)]
-        return [(face, *faces.align(image, face, self.size)) for face in faces.DlibFrontal().detect(image)]
+    def restore_crops(self, crops: Sequence[np.ndarray], seed: int | None = None) -> list[np.ndarray]:
+        """Aligned faces (size, size, 3) uint8, in batches -> (size, size, 3) float32 in [0, 1].
 
-    def _restore_crops(self, crops: list[np.ndarray]) -> list[np.ndarray]:
-        restored: list[np.ndarray] = []
-        for start in range(0, len(crops), self.batch):
-            tensors = [_to_tensor(crop) for crop in crops[start : start + self.batch]]
-            restored += list(_to_uint8(self.restore(torch.stack(tensors))))
+        With `latent="sample"` and a seed each face is drawn as if it were the first: the same alone and among others.
+        """
+        alone = self.latent == "sample" and seed is not None
+        batch, restored = 1 if alone else self.batch, []
+        for start in range(0, len(crops), batch):
+            if alone:
+                torch.manual_seed(seed)
+            images = self.restore(torch.stack([_to_tensor(crop) for crop in crops[start : start + batch]]))
+            restored += list(images.permute(0, 2, 3, 1).numpy())
         return restored
 
+    def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
+        """(face, crop, matrix) for every face to restore in a picture."""
+        found = photograph.plan(image, self.size, Wishes(faces=mode), faces.DlibFrontal())
+        return [(crop.face, crop.crop, crop.matrix) for crop in found.crops]
+
     def _paste(self, image: np.ndarray, restored: list) -> Result:
-        found = []
+        image, found = image.copy(), []
         for face, _, matrix, crop in restored:
-            image = faces.paste(image, crop, matrix)
-            found.append(RestoredFace(face.box, face.score, crop))
+            faces.paste_into(image, crop * 255, matrix)
+            found.append(RestoredFace(face.box, face.score, (crop * 255).round().astype(np.uint8)))
         return Result(image, found)
 
     def _inputs(self, images: Tensor) -> Tensor:
