@@ -63,16 +63,28 @@ def _width(face: Face) -> int:
 
 def finish(image: np.ndarray, crops: Sequence[Crop], restored: Sequence[np.ndarray], wishes: Wishes) -> np.ndarray:
     """The photograph, of its own depth, with what the network made of each crop ((S, S, 3) float32 in [0, 1])."""
-    if wishes.upscale > 1:
-        sides = (image.shape[1] * wishes.upscale, image.shape[0] * wishes.upscale)
-        finished = cv2.resize(image, sides, interpolation=cv2.INTER_LANCZOS4)
-    else:
-        finished = image.copy()
+    height, width = image.shape[:2]
+    finished = resized(image, (width * wishes.upscale, height * wishes.upscale))
     for crop, made in zip(crops, restored, strict=True):
         made = colour.fix(made, crop.crop.astype(np.float32) / 255, wishes.colour_fix)
         matrix = faces.from_enlarged(crop.matrix, wishes.upscale)
         faces.paste_into(finished, made * np.iinfo(image.dtype).max, matrix, wishes.strength)
     return finished
+
+
+def blend(image: np.ndarray, made: np.ndarray, wishes: Wishes) -> np.ndarray:
+    """What the network made of a whole picture, (h, w, 3) float32 in [0, 1], in the picture's own depth."""
+    limit = np.iinfo(image.dtype).max
+    given = cv2.resize(image, made.shape[1::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32) / limit
+    made = colour.fix(made, given, wishes.colour_fix)
+    return ((given + wishes.strength * (made - given)) * limit).round().astype(image.dtype)
+
+
+def resized(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """A copy of (width, height) pixels, by Lanczos where that is another size."""
+    if image.shape[1::-1] == sides:
+        return image.copy()
+    return cv2.resize(image, sides, interpolation=cv2.INTER_LANCZOS4)
 
 
 def in_8_bits(image: np.ndarray) -> np.ndarray:

@@ -28,13 +28,14 @@ STALE_XMP = re.compile(
 class Picture(NamedTuple):
     """colours: (H, W, 3) RGB, uint8 or uint16, upright. alpha: (H, W) of the same type. grey: goes back as grey.
 
-    metadata: icc_profile, exif, xmp (bytes), dpi, text (of a PNG), where the file has them.
+    metadata: icc_profile, exif, xmp (bytes), dpi, text (of a PNG), where the file has them. format: Pillow's name.
     """
 
     colours: np.ndarray
     alpha: np.ndarray | None = None
     grey: bool = False
     metadata: dict[str, Any] = {}
+    format: str = ""
 
 
 def read(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS) -> Picture:
@@ -57,7 +58,8 @@ def read(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS) -> Pi
         raise ImageError("unreadable", f"is damaged ({str(error) or type(error).__name__})", name) from None
     if not pixels.size:
         raise ImageError("unreadable", "has no pixels", name)
-    return _split(pixels, metadata)
+    format = "JPEG" if image.format == "MPO" else image.format  # a camera's JPEG with a preview
+    return _split(pixels, metadata)._replace(format=format or "")
 
 
 def _metadata(image: Image.Image) -> dict[str, Any]:
@@ -112,9 +114,16 @@ def _deep(image: Image.Image, data: bytes) -> np.ndarray:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     if _is_grey(image) and pixels.ndim == 3:
         pixels = pixels[..., [0, -1]]
-    turned = {2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
-              6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90}  # fmt: skip
-    return turned.get(orientation, lambda x: x)(pixels)
+    return _turned(pixels, orientation)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, from EXIF's orientation: from 5 on rows and columns are exchanged, then as 1 to 4."""
+    if orientation in (5, 6, 7, 8):
+        pixels, orientation = pixels.swapaxes(0, 1), {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
+    if orientation in (3, 4):
+        pixels = np.flipud(pixels)
+    return np.fliplr(pixels) if orientation in (2, 3) else pixels
 
 
 def _shallow(image: Image.Image) -> np.ndarray:

@@ -106,11 +106,19 @@ class Restorer:
         alone = self.latent == "sample" and seed is not None
         batch, restored = 1 if alone else self.batch, []
         for start in range(0, len(crops), batch):
-            if alone:
-                torch.manual_seed(seed)
-            images = self.restore(torch.stack([_to_tensor(crop) for crop in crops[start : start + batch]]))
-            restored += list(images.permute(0, 2, 3, 1).numpy())
+            images = torch.stack([_to_tensor(crop) for crop in crops[start : start + batch]])
+            restored += list(self._seeded(images, seed).permute(0, 2, 3, 1).numpy())
         return restored
+
+    def restore_whole(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """One pass over a picture (H, W, 3) float32 in [0, 1] -> the same, at the size that `restore` gives it."""
+        return self._seeded(torch.from_numpy(image).permute(2, 0, 1)[None], seed)[0].permute(1, 2, 0).numpy()
+
+    def _seeded(self, images: Tensor, seed: int | None) -> Tensor:
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self.restore(images)
 
     def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
         """(face, crop, matrix) for every face to restore in a picture."""
