@@ -121,7 +121,7 @@ def _journal(out: Path, digest: str) -> dict[str, Row]:
 def _appending(path: Path) -> Iterator[Callable[[Row], None]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = path.open("a+")
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be written ({error.strerror}); give another --out") from None
 
@@ -130,6 +130,9 @@ def _appending(path: Path) -> Iterator[Callable[[Row], None]]:
         file.flush()
 
     with file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read() not in ("", "\n"):
+            file.write("\n")  # ends the line that an earlier run could not
         yield note
 
 
