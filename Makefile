@@ -9,7 +9,7 @@ LEFT_OUT := bitsandbytes torch torchvision triton cuda-bindings cuda-pathfinder 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo lint test test-full chaos lock clean
+.PHONY: help install demo lint test test-full chaos bench lock clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ test-full: install  ## The tests with the slow ones
 
 chaos: install  ## Tests that kill things
 	$(BIN)/pytest -m chaos
+
+bench: install  ## The benchmarks of the dataset factory: ratios to benchmarks/results
+	$(BIN)/python -m benchmarks.degrade
+	$(BIN)/python -m benchmarks.synthesize
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from jobs import console
-from jobs.commands import data, demo, doctor, evaluate, faces, models, restore, serve, train
+from jobs.commands import data, demo, doctor, evaluate, faces, models, profile, restore, serve, train
 
 app = typer.Typer(
     name="osdface",
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 for group in (faces, data, train, models, serve):
     app.add_typer(group.app, name=group.__name__.rsplit(".", 1)[-1])
-for single in (demo, doctor, evaluate, restore):
+for single in (demo, doctor, evaluate, profile, restore):
     single.register(app)
 
 

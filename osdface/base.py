@@ -37,15 +37,30 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Base:
     """
     check_base(folder)
     try:
-        vae, unet = _load_part(folder, "vae", dtype), _load_part(folder, "unet", dtype)
+        vae, unet = load_part(folder, "vae", dtype), load_part(folder, "unet", dtype)
         return Base(vae, unet, DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read as a base model: {str(error).splitlines()[0]}") from error
 
 
-def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+def empty_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a base folder without its weights, on the meta device: names and shapes.
+
+    Raises UserError where its configuration is missing or cannot be read.
+    """
+    check_base(folder)
+    try:
+        config = UNet2DConditionModel.load_config(folder / "unet", local_files_only=True)
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'unet'}: cannot be read as a UNet: {str(error).splitlines()[0]}") from error
+
+
+def load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """One of PARTS of a base folder, its float32 tensors mapped from the file until they are written to."""
     model, found = PARTS[part].from_pretrained(
-        folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+        folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True,
         output_loading_info=True,
     )  # fmt: skip
     if missing := sorted(found["missing_keys"]):  # diffusers would fill them with random numbers

@@ -4,7 +4,7 @@ BUNDLE/
   config.json                        preset, base, provenance, and the sha256 of every other file; written last
   pytorch_lora_weights.safetensors   diffusers' LoRA format: loads in any diffusers pipeline
   vre.safetensors                    LQ encoder and dictionary
-  prompt_adapter.safetensors         code vectors -> UNet prompt
+  prompt_adapter.safetensors         code vectors -> UNet prompt; none where prompts are paired codes
   base/                              the base model, where it is small enough to travel
 """
 
@@ -13,16 +13,18 @@ import json
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
-from osdface import presets
+from osdface import presets, tensors
 from osdface.config import Strict
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder, sha256
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from osdface.generator import OneStepGenerator
 
 FORMAT_VERSION = 1
@@ -38,56 +40,114 @@ class BaseReference(Strict):
 
 
 class Provenance(Strict):
-    """What made the weights: MLflow run ids by stage, the pair dataset's digest, the code's git revision."""
+    """What made the weights: MLflow run ids by stage, the pair dataset's digest, the code's git revision.
+
+    imported: sha256 of the published checkpoints, by file name, where the weights come from those.
+    """
 
     runs: dict[str, str] = {}
     dataset_digest: str | None = None
     git_revision: str | None = None
+    imported: dict[str, str] = {}
 
 
 class BundleConfig(Strict):
-    """config.json of a bundle."""
+    """config.json of a bundle. vre_input, prompts, lora: where absent (older bundles), the preset's."""
 
     format_version: int = FORMAT_VERSION
     preset: str
     seed: int
     base: BaseReference
     provenance: Provenance = Provenance()
+    vre_input: presets.VREInput | None = None
+    prompts: presets.PromptKind | None = None
+    lora: presets.LoRAShape | None = None
     files: dict[str, str] = {}
+
+    def architecture(self) -> presets.Preset:
+        """The preset with what this bundle has otherwise."""
+        preset = presets.preset(self.preset)
+        vre = {"input": self.vre_input or preset.vre.input, "kind": self.prompts or preset.vre.kind}
+        return preset.model_copy(update={"vre": preset.vre.model_copy(update=vre), "lora": self.lora or preset.lora})
+
+    def weights(self) -> set[str]:
+        """The files of weights that the bundle must have."""
+        return {LORA, VRE} if self.prompts == "paired" else {LORA, VRE, ADAPTER}
+
+
+class Parts(NamedTuple):
+    """The weights of a bundle, by name: peft's LoRA tensors of the UNet, the embedder's, the adapter's (or none)."""
+
+    lora: "dict[str, Tensor]"
+    vre: "dict[str, Tensor]"
+    adapter: "dict[str, Tensor]"
 
 
 def save(
     generator: "OneStepGenerator", folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
 ) -> BundleConfig:
-    """Write a bundle aside and rename it to `folder`; `base` is the folder that the generator started from."""
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    """Write a generator as a bundle; `base` is the folder that it started from."""
     from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
-    from osdface.base import base_digest
+    peft = generator.unet.peft_config["default"]
+    config = BundleConfig(
+        preset=preset,
+        seed=seed,
+        base=reference(base),
+        provenance=provenance,
+        vre_input=generator.embedder.shape.input,
+        prompts=generator.embedder.shape.kind,
+        lora=presets.LoRAShape(rank=peft.r, alpha=peft.lora_alpha, targets=sorted(peft.target_modules)),
+    )
+    lora = get_peft_model_state_dict(generator.unet)
+    return write(Parts(lora, generator.embedder.state_dict(), generator.adapter.state_dict()), folder, config, base)
+
+
+def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> BundleConfig:
+    """Write a bundle aside and rename it to `folder`; the configuration gets its list of files, and is returned."""
+    from safetensors.torch import save_file
 
     temporary = aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    metadata = generator.unet.peft_config["default"].to_dict()
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        temporary, get_peft_model_state_dict(generator.unet), unet_lora_adapter_metadata=metadata
-    )
-    save_file(_contiguous(generator.embedder), temporary / VRE)
-    save_file(_contiguous(generator.adapter), temporary / ADAPTER)
-    small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
-    if small:
+    write_lora(parts.lora, temporary, config.architecture().lora)
+    save_file(_contiguous(parts.vre), temporary / VRE)
+    if parts.adapter:
+        save_file(_contiguous(parts.adapter), temporary / ADAPTER)
+    if config.base.path == "base":
         shutil.copytree(base, temporary / "base")
     files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-    reference = BaseReference(path="base" if small else str(base.absolute()), sha256=base_digest(base))
-    config = BundleConfig(preset=preset, seed=seed, base=reference, provenance=provenance, files=files)
+    config = config.model_copy(update={"files": files})
     (temporary / "config.json").write_text(config.model_dump_json(indent=2))
     replace_folder(temporary, folder)
     return config
 
 
-def _contiguous(module) -> dict:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def write_lora(lora: "dict[str, Tensor]", folder: Path, shape: presets.LoRAShape) -> None:
+    """Write a UNet's LoRA, by peft's names, as diffusers does: `folder`/pytorch_lora_weights.safetensors."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    from osdface.generator import lora_config
+
+    metadata = lora_config(shape).to_dict() | {"target_modules": sorted(shape.targets)}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, _contiguous(lora), unet_lora_adapter_metadata=metadata)
+
+
+def read_lora(path: Path) -> "dict[str, Tensor]":
+    """The tensors of such a file, by peft's names."""
+    return {name.removeprefix("unet."): tensor for name, tensor in tensors.read_safetensors(path).items()}
+
+
+def reference(base: Path) -> BaseReference:
+    """A small base travels inside the bundle, a large one stays where it is."""
+    from osdface.base import base_digest
+
+    small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
+    return BaseReference(path="base" if small else str(base.absolute()), sha256=base_digest(base))
+
+
+def _contiguous(parts: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
 
 def resolve(ref: str | Path) -> Path:
@@ -128,7 +188,7 @@ def read_config(folder: Path) -> BundleConfig:
 def verify(folder: Path) -> BundleConfig:
     """Check every file of a bundle against its sha256. Raises UserError naming the first that is missing or differs."""
     config = read_config(folder)
-    if missing := {LORA, VRE, ADAPTER} - set(config.files):
+    if missing := config.weights() - set(config.files):
         raise UserError(f"{folder}: config.json lists no {', '.join(sorted(missing))}; the bundle is incomplete")
     for name, expected in config.files.items():
         path = Path(folder) / name
@@ -159,8 +219,6 @@ def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[Bun
 
     Raises UserError for a missing or changed file (`check=False` skips the digests), or a base of another digest.
     """
-    from safetensors.torch import load_file
-
     from osdface.base import base_digest, load_base
     from osdface.generator import OneStepGenerator
     from osdface.vre import VisualEmbedder
@@ -170,23 +228,27 @@ def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[Bun
     base = base_folder(folder, config)
     if check and base_digest(base) != config.base.sha256:
         raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
-    shape = presets.preset(config.preset)
+    shape = config.architecture()
     embedder = VisualEmbedder(shape.vre)
-    embedder.load_state_dict(load_file(folder / VRE))
+    _fill(embedder, folder / VRE)
     generator = OneStepGenerator.from_parts(shape, load_base(base), embedder, config.seed)
     if trained:
-        generator.adapter.load_state_dict(load_file(folder / ADAPTER))
+        if ADAPTER in config.weights():
+            _fill(generator.adapter, folder / ADAPTER)
         _load_lora(generator, folder / LORA)
     return config, generator.eval().requires_grad_(False)
+
+
+def _fill(module: "nn.Module", path: Path) -> None:
+    found = tensors.read_safetensors(path)
+    tensors.check(path, tensors.shapes(module.state_dict()), found)
+    module.load_state_dict(found)
 
 
 def _load_lora(generator: "OneStepGenerator", path: Path) -> None:
     """Fill the UNet's adapters, every one of them: a tensor left out would silently be no adapter."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    tensors = {name.removeprefix("unet."): tensor for name, tensor in load_file(path).items()}
-    expected = set(get_peft_model_state_dict(generator.unet))
-    if differing := expected ^ set(tensors):
-        raise UserError(f"{path}: {len(differing)} LoRA tensors missing or unknown, {min(differing)} the first of them")
-    set_peft_model_state_dict(generator.unet, tensors)
+    found = read_lora(path)
+    tensors.check(path, tensors.shapes(get_peft_model_state_dict(generator.unet)), found)
+    set_peft_model_state_dict(generator.unet, found)

@@ -10,7 +10,7 @@ from osdface.base import Base
 from osdface.diffusion import one_step
 from osdface.errors import UserError
 from osdface.presets import LoRAShape, Preset
-from osdface.vre import PromptAdapter, VisualEmbedder
+from osdface.vre import VisualEmbedder, new_adapter
 
 LatentChoice = Literal["mode", "sample"]
 
@@ -34,16 +34,14 @@ class OneStepGenerator(nn.Module):
     VAE and embedder are frozen; the UNet is frozen but for the LoRA that `with_lora` adds; the adapter is trained.
     """
 
-    alpha_bar: Tensor
-
-    def __init__(self, base: Base, embedder: VisualEmbedder, adapter: PromptAdapter, timestep: int):
+    def __init__(self, base: Base, embedder: VisualEmbedder, adapter: nn.Module, timestep: int):
         super().__init__()
         self.vae = base.vae.requires_grad_(False)
         self.unet = base.unet.requires_grad_(False)
         self.embedder = embedder.requires_grad_(False)
         self.adapter = adapter
         self.timestep = timestep
-        self.register_buffer("alpha_bar", base.scheduler.alphas_cumprod[timestep].clone(), persistent=False)
+        self.alpha_bar = base.scheduler.alphas_cumprod[timestep].clone()  # no buffer: it keeps its precision in `to`
 
     @classmethod
     def from_parts(cls, preset: Preset, base: Base, embedder: VisualEmbedder, seed: int = 0) -> "OneStepGenerator":
@@ -56,7 +54,7 @@ class OneStepGenerator(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = base.unet.config.cross_attention_dim
-            adapter = PromptAdapter(preset.vre.width, preset.vre.adapter_width, width)
+            adapter = new_adapter(preset.vre, width)
             generator = cls(base, embedder, adapter, preset.timestep)
             generator.unet.add_adapter(lora_config(preset.lora))
         return generator

@@ -4,7 +4,9 @@ A 29-layer residual network with a 128-d descriptor: faces of one person lie clo
 dlib's own weight file; agreement with dlib is a test. It is called `dlib` everywhere: it is not the paper's ArcFace.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface import weights
-from osdface.errors import UserError
+from osdface.errors import MissingWeights, UserError
 
 CHIP = 150  # pixels of a side of the network's input
 MEAN = (122.782, 117.001, 104.298)
@@ -156,3 +158,26 @@ def chips_from_aligned(images: Tensor) -> Tensor:
     """The chips of FFHQ-aligned faces: (B, 3, S, S) in [0, 1] -> (B, 3, 150, 150) float32, differentiable."""
     frame = F.interpolate(images.float(), (FRAME, FRAME), mode="bilinear", antialias=True)
     return frame[..., TOP : TOP + CHIP, LEFT : LEFT + CHIP]
+
+
+def similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float | None]:
+    """How much each FFHQ-aligned face (S, S, 3) uint8 is still the same person's: cosine of the descriptors.
+
+    1 for the same picture; different people still have 0.8 to 0.9. None where dlib's weights are not on this machine.
+    """
+    network = _network()
+    if network is None:
+        return [None] * len(before)
+    return [float(F.cosine_similarity(*network(_chips(pair))[:, None])) for pair in zip(before, after, strict=True)]
+
+
+@functools.cache
+def _network() -> DlibIdentity | None:
+    try:
+        return DlibIdentity()
+    except MissingWeights:
+        return None
+
+
+def _chips(crops: Sequence[np.ndarray]) -> Tensor:
+    return chips_from_aligned(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255)

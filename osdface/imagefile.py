@@ -91,7 +91,7 @@ def read_image(data: bytes, name: str = "picture", max_pixels: int = MAX_PIXELS)
             image.load()
             with contextlib.suppress(Exception):  # broken metadata spoils no picture
                 ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies every picture
-        return np.asarray(_rgb(image))
+        return np.asarray(to_rgb(image))
     except Exception as error:  # decoders raise many kinds: all of them mean a damaged file
         raise _damaged(error, name) from None
 
@@ -122,7 +122,8 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += length + 12
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: alpha over white, 16 bits scaled, other modes converted."""
     if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

@@ -61,6 +61,16 @@ class VectorQuantizer(nn.Module):
         rows = self.embedding(order[:, :count])
         return rows * distance[:, :count, None].isfinite()
 
+    def nearest_positions(self, z: Tensor, count: int) -> Tensor:
+        """The nearest codes of the `count` positions of z (B, d, h, w) that lie closest to theirs: (B, count, d).
+
+        Rows go by ascending distance; a code comes as often as positions have it. The published program's prompt
+        without an adapter.
+        """
+        nearest, index = self.distances(z).min(-1)
+        order = nearest.sort(dim=1, stable=True).indices[:, :count]
+        return self.embedding(index.gather(1, order))
+
 
 def perplexity(indices: Tensor, codes: int) -> Tensor:
     """exp of the entropy of code use: 1 when one code does everything, `codes` when all are used alike."""

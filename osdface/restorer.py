@@ -2,38 +2,55 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from osdface import bundle, faces, photograph
+from osdface.errors import UsageError, UserError
 from osdface.generator import LatentChoice, OneStepGenerator
+from osdface.identity import similarities
 from osdface.modes import FaceMode, Wishes
-from osdface.presets import preset
+from osdface.pictures import OutputType, Picture, from_array, to_array
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class RestoredFace(NamedTuple):
-    """box: (left, top, right, bottom) in pixels of the photograph; crop: the restored face (size, size, 3) uint8."""
+    """One face of a photograph.
+
+    box: (left, top, right, bottom) in its pixels; crop: the restored face, (size, size), as the result's picture;
+    landmarks: (3, 2), centres of left and right eye, base of the nose; identity: how much the face restored is still
+    that person's (`osdface.identity.similarities`), None where that isn't measured.
+    """
 
     box: tuple[int, int, int, int]
     score: float
-    crop: np.ndarray
+    crop: Any
+    landmarks: np.ndarray
+    identity: float | None = None
 
 
 class Result(NamedTuple):
-    """image: uint8 RGB of the input's size; faces: those restored, left to right."""
+    """image: the restored picture, of the kind that was asked for; faces: those restored, left to right."""
 
-    image: np.ndarray
+    image: Any
     faces: list[RestoredFace]
 
 
 class Restorer:
-    """The one-step restorer of a bundle, LoRA merged, ready to run."""
+    """The one-step restorer of a bundle, LoRA merged, ready to run.
+
+    size: pixels of a side, at which square pictures and faces are restored. latent: "mode" of the VAE's distribution,
+    the same picture every time, or a "sample" of it, as the published program has it.
+    """
 
     def __init__(self, generator: OneStepGenerator, size: int, latent: LatentChoice = "mode", batch: int = 16):
+        if latent not in get_args(LatentChoice):
+            raise UsageError(f"latent '{latent}' does not exist; known: {', '.join(get_args(LatentChoice))}")
         self.generator = generator
         self.size = size
         self.latent: LatentChoice = latent
@@ -45,80 +62,130 @@ class Restorer:
     def load(
         cls,
         ref: str | Path,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         latent: LatentChoice = "mode",
         trained: bool = True,
         verify: bool = True,
     ) -> "Restorer":
-        """Load a bundle by reference; `trained=False` gives its generator as it was before training."""
-        path = bundle.resolve(ref)
+        """Load a bundle by reference: a folder, models:/NAME/VERSION, models:/NAME@ALIAS, or an alias.
+
+        trained=False gives its generator as it was before training; verify=False skips the digests of its files.
+        Raises UserError where there is no such bundle, or it is damaged; UsageError for an unknown dtype or latent.
+        """
+        path, dtype = bundle.resolve(ref), _dtype(dtype)
         config, generator = bundle.load(path, trained=trained, check=verify)
         generator.unet.fuse_lora()
         generator.unet.unload_lora()
-        restorer = cls(generator.to(device, getattr(torch, dtype)), preset(config.preset).size, latent)
+        restorer = cls(generator, config.architecture().size, latent).to(device, dtype)
         restorer.config, restorer.path = config, path
         return restorer
 
+    from_pretrained = load
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Restorer":
+        """Move the networks to a device, a dtype, or both; returns the restorer itself.
+
+        Raises UserError where there is no such device, or not enough memory on it.
+        """
+        chosen = None if dtype is None else _dtype(dtype)
+        try:
+            self.generator.to(device=device, dtype=chosen)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise UserError(f"device '{device}' cannot be used here ({str(error).splitlines()[0]})") from None
+        return self
+
+    def enable_tiling(self) -> "Restorer":
+        """Let the VAE work on overlapping tiles where a picture is larger than its base's `sample_size` (768 pixels).
+
+        Large pictures then need less memory and come out slightly different. Returns the restorer itself.
+        """
+        self.generator.vae.enable_tiling()
+        return self
+
+    def compile(self, **options: Any) -> "Restorer":
+        """Compile the networks, each at its first use for each shape; `options` are those of `torch.compile`.
+
+        Returns the restorer itself.
+        """
+        vae = self.generator.vae
+        for network in (self.generator.embedder.encoder, vae.encoder, self.generator.unet, vae.decoder):
+            network.compile(**options)
+        return self
+
     @torch.inference_mode()
     def codes(self, images: Tensor) -> Tensor:
-        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d)."""
+        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d), those that `restore` uses."""
         return self.generator.embedder(self._inputs(images))
 
     @torch.inference_mode()
-    def restore(self, images: Tensor) -> Tensor:
-        """One network pass: (B, 3, H, W) in [0, 1] -> [0, 1] on the CPU.
+    def restore(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        """One network pass: (B, 3, H, W) floats in [0, 1] -> float32 in [0, 1] on the CPU.
 
         Square pictures come back at `self.size`, as published (bilinear, aligned corners); others at their own size,
-        padded inside to what the network needs.
+        padded inside to what the network needs. generator: draws the noise of `latent="sample"`, picture by picture:
+        a batch gets what its pictures would get one after the other. Raises UsageError for tensors of another kind.
         """
+        inputs = self._inputs(images)
         height, width = images.shape[-2:]
         if height == width:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=True)
             height = width = self.size
-        step = self._multiple()
-        images = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
-        inputs = self._inputs(images)
-        noise = torch.randn(self.generator.latent_shape(inputs)) if self.latent == "sample" else None
+        noise = self._noise(inputs, generator) if self.latent == "sample" else None
         restored = self.generator(inputs, noise).image[..., :height, :width]
         return (restored.float() / 2 + 0.5).clamp(0, 1).cpu()
 
-    def __call__(self, images: Sequence[np.ndarray], mode: FaceMode = "auto") -> list[Result]:
-        """Restore uint8 RGB pictures (H, W, 3), the faces of all of them in common batches.
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        faces: FaceMode = "auto",
+        strength: float = 1.0,
+        output_type: OutputType = "pil",
+        *,
+        generator: Generator | None = None,
+        identity: bool = True,
+    ) -> Any:
+        """Restore a picture -> Result, or a list of them -> list of Results, their faces in common batches.
 
-        mode "aligned": each is one aligned face; "whole": each goes through the network as it is; "auto": aligned
-        faces as such, in photographs every face found is restored and pasted back, the rest stays untouched.
+        image: PIL image, array (`osdface.pictures.to_array`) or path. faces: "aligned": each is one aligned face;
+        "whole": each goes through the network as it is; "auto": aligned faces as such, in photographs every face found
+        is restored and pasted back, the rest stays untouched. strength: the part of the change that is made, 0 to 1.
+        output_type: "pil", "np", "pt" (float in [0, 1]) or "array" (uint8). generator: as in `restore`. identity:
+        whether the faces' identity is compared. Raises UserError for what is no picture.
         """
+        if not 0 <= strength <= 1:
+            raise UsageError(f"strength {strength}: give a number from 0 (the picture as it is) to 1")
+        if faces not in get_args(FaceMode):
+            raise UsageError(f"faces '{faces}' does not exist; known: {', '.join(get_args(FaceMode))}")
+        several = isinstance(image, list | tuple)
+        pictures: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
+        given = [to_array(picture) for picture in pictures]
+        results = [
+            self._finished(picture, result, strength, output_type)
+            for picture, result in zip(given, self._restored(given, faces, generator, identity), strict=True)
+        ]
+        return results if several else results[0]
+
+    def _restored(
+        self, images: list[np.ndarray], mode: FaceMode, generator: Generator | None, identity: bool
+    ) -> list[Result]:
+        """Results of uint8 RGB pictures (H, W, 3), as such."""
         if mode == "whole":
-            return [Result(_to_uint8(self.restore(_to_tensor(image)[None]))[0], []) for image in images]
+            return [Result(_to_uint8(self.restore(_to_tensor(image)[None], generator))[0], []) for image in images]
         found = [self._crops(image, mode) for image in images]
-        restored = iter(self.restore_crops([crop for crops in found for _, crop, _ in crops]))
+        restored = iter(self.restore_crops([crop for crops in found for _, crop, _ in crops], generator))
         results = []
         for image, crops in zip(images, found, strict=True):
-            results.append(self._paste(image, [(*known, next(restored)) for known in crops]))
+            result = self._paste(image, [(*known, next(restored)) for known in crops])
+            results.append(_compared(result, [crop for _, crop, _ in crops]) if identity else result)
         return results
 
-    def restore_crops(self, crops: Sequence[np.ndarray], seed: int | None = None) -> list[np.ndarray]:
-        """Aligned faces (size, size, 3) uint8, in batches -> (size, size, 3) float32 in [0, 1].
-
-        With `latent="sample"` and a seed each face is drawn as if it were the first: the same alone and among others.
-        """
-        alone = self.latent == "sample" and seed is not None
-        batch, restored = 1 if alone else self.batch, []
-        for start in range(0, len(crops), batch):
-            images = torch.stack([_to_tensor(crop) for crop in crops[start : start + batch]])
-            restored += list(self._seeded(images, seed).permute(0, 2, 3, 1).numpy())
+    def restore_crops(self, crops: Sequence[np.ndarray], generator: Generator | None = None) -> list[np.ndarray]:
+        """Aligned faces (size, size, 3) uint8, in batches -> (size, size, 3) float32 in [0, 1]; as `restore`."""
+        restored: list[np.ndarray] = []
+        for start in range(0, len(crops), self.batch):
+            tensors = [_to_tensor(crop) for crop in crops[start : start + self.batch]]
+            restored += list(self.restore(torch.stack(tensors), generator).permute(0, 2, 3, 1).numpy())
         return restored
-
-    def restore_whole(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
-        """One pass over a picture (H, W, 3) float32 in [0, 1] -> the same, at the size that `restore` gives it."""
-        return self._seeded(torch.from_numpy(image).permute(2, 0, 1)[None], seed)[0].permute(1, 2, 0).numpy()
-
-    def _seeded(self, images: Tensor, seed: int | None) -> Tensor:
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            return self.restore(images)
 
     def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
         """(face, crop, matrix) for every face to restore in a picture."""
@@ -129,18 +196,62 @@ class Restorer:
         image, found = image.copy(), []
         for face, _, matrix, crop in restored:
             faces.paste_into(image, crop * 255, matrix)
-            found.append(RestoredFace(face.box, face.score, (crop * 255).round().astype(np.uint8)))
+            found.append(RestoredFace(face.box, face.score, (crop * 255).round().astype(np.uint8), face.landmarks))
         return Result(image, found)
 
+    def _finished(self, given: np.ndarray, result: Result, strength: float, output_type: OutputType) -> Result:
+        """The result at `strength`, as `output_type`; crops stay wholly restored."""
+        image = result.image
+        if strength < 1:
+            before = _to_tensor(given)[None]
+            if given.shape != image.shape:  # a square picture as a whole comes back at the model's size
+                before = F.interpolate(before, image.shape[:2], mode="bilinear", align_corners=True)
+            image = _to_uint8(before + strength * (_to_tensor(image)[None] - before))[0]
+        found = [face._replace(crop=from_array(face.crop, output_type)) for face in result.faces]
+        return Result(from_array(image, output_type), found)
+
+    def _noise(self, inputs: Tensor, generator: Generator | None) -> Tensor:
+        count, *shape = self.generator.latent_shape(inputs)
+        device = generator.device if generator else "cpu"
+        return torch.stack([torch.randn(shape, generator=generator, device=device) for _ in range(count)])
+
     def _inputs(self, images: Tensor) -> Tensor:
-        parameter = next(self.generator.parameters())
-        return (images * 2 - 1).to(parameter)
+        """What the networks see, in [-1, 1].
+
+        Squares are scaled to the model's size; others have their last row and column repeated up to what the network
+        needs.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not images.numel():
+            raise UsageError(f"{images.dtype} {tuple(images.shape)}: give pictures (B, 3, H, W), floats in [0, 1]")
+        images = images.to(next(self.generator.parameters()).device, torch.float32)
+        height, width = images.shape[-2:]
+        if height == width:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=True)
+            height = width = self.size
+        step = self._multiple()
+        images = F.pad(images, (0, -width % step, 0, -height % step), mode="replicate")
+        return (images * 2 - 1).to(next(self.generator.parameters()).dtype)
 
     def _multiple(self) -> int:
         """Pixels that height and width must be a multiple of: VAE's and UNet's downsamplings together."""
         vae_levels = len(self.generator.vae.config.block_out_channels)
         unet_levels = len(self.generator.unet.config.block_out_channels)
         return 2 ** (vae_levels - 1 + unet_levels - 1)
+
+
+def _compared(result: Result, before: list[np.ndarray]) -> Result:
+    """The result with how much each face is still that person's."""
+    compared = similarities(before, [face.crop for face in result.faces])
+    found = zip(result.faces, compared, strict=True)
+    return result._replace(faces=[face._replace(identity=value) for face, value in found])
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype '{dtype}' does not exist here; known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

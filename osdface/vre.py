@@ -1,9 +1,11 @@
 """The visual representation embedder in use (stage 2 and inference): tokenizer, dictionary, prompt adapter."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface.autoencoder import Encoder, VQAutoencoder
+from osdface.errors import UserError
 from osdface.presets import VREShape
 from osdface.quantizer import VectorQuantizer
 
@@ -27,11 +29,16 @@ class VisualEmbedder(nn.Module):
         return embedder
 
     def forward(self, lq: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> visual prompt before the adapter (B, prompts, d)."""
+        """(B, 3, H, W) in [-1, 1] -> visual prompt before the adapter (B, prompts, d); twice as many rows if paired."""
         size = (self.shape.size, self.shape.size)
         if lq.shape[-2:] != size:
             lq = F.interpolate(lq, size, mode="bilinear", align_corners=False)
-        return self.quantize.nearest_distinct(self.quant_conv(self.encoder(lq)), self.shape.prompts)
+        if self.shape.input == "twice":
+            lq = 2 * lq - 1
+        features = self.quant_conv(self.encoder(lq))
+        if self.shape.kind == "paired":
+            return self.quantize.nearest_positions(features, 2 * self.shape.prompts)
+        return self.quantize.nearest_distinct(features, self.shape.prompts)
 
 
 class PromptAdapter(nn.Module):
@@ -47,3 +54,24 @@ class PromptAdapter(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return F.silu(self.conv2(F.silu(self.conv1(codes.transpose(1, 2))))).transpose(1, 2)
+
+
+class SideBySide(nn.Module):
+    """The second half of the rows beside the first: (B, 2n, d) -> (B, n, 2d). Paired prompts need no weights."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return torch.cat(codes.chunk(2, dim=1), dim=2)
+
+
+def new_adapter(shape: VREShape, width: int) -> nn.Module:
+    """From the shape's codes to a prompt `width` wide, that of the UNet's cross-attention.
+
+    Raises UserError where paired codes have another width.
+    """
+    if shape.kind == "distinct":
+        return PromptAdapter(shape.width, shape.adapter_width, width)
+    if 2 * shape.width != width:
+        raise UserError(
+            f"paired codes make prompts {2 * shape.width} wide, the base's UNet takes {width}; give an adapter"
+        )
+    return SideBySide()

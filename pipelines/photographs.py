@@ -26,6 +26,8 @@ from osdface.picturefile import Picture
 from pipelines import sources
 
 if TYPE_CHECKING:
+    import torch
+
     from osdface.restorer import Restorer
 
 LARGEST = 2**30  # bytes of a picture file
@@ -162,8 +164,7 @@ def _reason(error: Exception) -> str:
 
 def _restored(opened: list[Opened], order: Order, restorer: "Restorer") -> Iterator[np.ndarray | None]:
     """What becomes of each picture's colours; None where no face is restored."""
-    crops = [crop.crop for one in opened for crop in one.plan.crops]
-    faces = iter(restorer.restore_crops(crops, order.seed))
+    faces = iter(_faces_of([crop.crop for one in opened for crop in one.plan.crops], order, restorer))
     for one in opened:
         made = list(itertools.islice(faces, len(one.plan.crops)))
         if order.wishes.faces == "whole":
@@ -174,9 +175,25 @@ def _restored(opened: list[Opened], order: Order, restorer: "Restorer") -> Itera
             yield None
 
 
+def _faces_of(crops: list[np.ndarray], order: Order, restorer: "Restorer") -> list[np.ndarray]:
+    """The crops restored; a latent is drawn as if its face were the only one, whichever others share the batch."""
+    if order.latent == "mode":
+        return restorer.restore_crops(crops)
+    return [restorer.restore_crops([crop], _drawing(order))[0] for crop in crops]
+
+
 def _whole(colours: np.ndarray, order: Order, restorer: "Restorer") -> np.ndarray:
-    made = restorer.restore_whole(colours.astype(np.float32) / np.iinfo(colours.dtype).max, order.seed)
-    return photograph.blend(colours, made, order.wishes)
+    import torch
+
+    image = torch.from_numpy(colours.astype(np.float32) / np.iinfo(colours.dtype).max)
+    made = restorer.restore(image.permute(2, 0, 1)[None], _drawing(order))[0]
+    return photograph.blend(colours, made.permute(1, 2, 0).numpy(), order.wishes)
+
+
+def _drawing(order: Order) -> "torch.Generator":
+    import torch
+
+    return torch.Generator().manual_seed(order.seed)
 
 
 def _finish(one: Opened, colours: np.ndarray | None, order: Order) -> Row:

@@ -1,13 +1,16 @@
-"""osdface models: versions in the MLflow registry."""
+"""osdface models: versions in the MLflow registry, and bundles from and to other programs' files."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs import console
+from jobs import console, options
+from osdface.errors import UsageError
+from osdface.export import Format
+from osdface.presets import VREInput
 
-app = typer.Typer(help="Model versions: register, promote, trace.")
+app = typer.Typer(help="Model versions: register, promote, trace; import and export.")
 Name = Annotated[str, typer.Option(help="The registered model's name.")]
 
 
@@ -80,3 +83,78 @@ def _tree(node: dict, depth: int = 0) -> None:
             _tree(value, depth + 1)
         else:
             console.say("  " * depth + f"{key}  {value}")
+
+
+def import_official(
+    vre: Annotated[Path, typer.Option(help="associate_2.ckpt.")],
+    lora: Annotated[Path, typer.Option(help="pytorch_lora_weights.safetensors.")],
+    base: Annotated[Path, typer.Option(help="SD 2.1-base as a diffusers folder.")],
+    out: options.Out,
+    adapter: Annotated[Path | None, typer.Option(help="embedding_change_weights.pth.")] = None,
+    cat: Annotated[bool, typer.Option("--cat", help="The variant without adapter: 154 codes in pairs.")] = False,
+    preset: Annotated[str, typer.Option(help="Architecture of all but the base.")] = "sd21",
+    vre_input: Annotated[
+        VREInput,
+        typer.Option(help="How often the tokenizer's input is normalised; the published program does it twice."),
+    ] = "twice",
+    lora_alpha: Annotated[
+        int | None, typer.Option(min=1, help="Of the LoRA; what its file says, else 16, if absent.")
+    ] = None,
+    lora_target: Annotated[
+        list[str],
+        typer.Option(help="A module that has LoRA, by the end of its name; repeatable. The preset's if absent."),
+    ] = [],  # noqa: B006
+    register: Annotated[bool, typer.Option("--register", help="Make it a version of the registry, too.")] = False,
+    name: Name = "osdface",
+) -> dict:
+    """Make a bundle of the checkpoints that the paper's authors published."""
+    from osdface import bundle, official
+
+    if cat == bool(adapter):
+        raise UsageError("give either --adapter, or --cat for the variant without one")
+    made = official.import_official(
+        vre=vre, lora=lora, adapter=adapter, base=base, out=out, preset=preset, vre_input=vre_input, alpha=lora_alpha,
+        targets=lora_target,
+    )  # fmt: skip
+    result: dict = {
+        "bundle": str(out),
+        "bundle_digest": bundle.digest(out),
+        **made.config.model_dump(include={"preset", "vre_input", "prompts", "lora"}),
+        "left_out": made.unused,
+    }
+    if register:
+        from pipelines import registry
+
+        result["version"] = registry.register(out, name).version
+    console.table(result)
+    return result
+
+
+console.command(
+    app,
+    "import-official",
+    "osdface models import-official --vre associate_2.ckpt --lora pytorch_lora_weights.safetensors "
+    "--adapter embedding_change_weights.pth --base sd21-base --out model --register",
+)(import_official)
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or another model reference.")],
+    format: Annotated[
+        Format,
+        typer.Option(help="diffusers: base and LoRA; official: the published files; safetensors: merged weights."),
+    ],
+    out: options.Out,
+) -> dict:
+    """Write a model in another program's layout."""
+    from osdface import bundle
+    from osdface import export as exporting
+
+    notes = exporting.export(bundle.resolve(model), format, out)
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    result = {"out": str(out), "format": format, "files": files, "notes": notes}
+    console.table(result | {"files": ", ".join(files), "notes": "; ".join(notes)})
+    return result
+
+
+console.command(app, "export", "osdface models export model --format diffusers --out model-diffusers")(export)

@@ -7,6 +7,12 @@ from osdface.config import Strict, load
 from osdface.errors import UsageError
 
 FOLDER = Path(__file__).parent
+# How often the tokenizer's input is normalised by x -> 2x - 1. Once: the encoder sees [-1, 1]. Twice: it sees [-3, 1],
+# as in the published program, whose weights need it.
+VREInput = Literal["once", "twice"]
+# What becomes the prompt. distinct: the nearest distinct codes, through the adapter. paired: twice as many positions,
+# nearest first, a code as often as it comes; the second half beside the first, no adapter.
+PromptKind = Literal["distinct", "paired"]
 
 
 class VREShape(Strict):
@@ -21,6 +27,8 @@ class VREShape(Strict):
     width: int
     prompts: int
     adapter_width: int
+    input: VREInput = "once"
+    kind: PromptKind = "distinct"
 
 
 class LoRAShape(Strict):

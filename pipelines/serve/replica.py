@@ -76,7 +76,7 @@ class Replica:
         """Results of the model. Where a batch fails, its pictures go one by one; None for one that a sound model cannot
         restore."""
         try:
-            return list(self.restorer(images, mode))
+            return list(self.restorer(images, mode, output_type="array", identity=False))
         except Exception:
             if len(images) == 1:
                 self._probe()  # raises if it is the model that is at fault
@@ -85,7 +85,7 @@ class Replica:
 
     def _probe(self) -> None:
         picture = np.zeros((self.restorer.size, self.restorer.size, 3), np.uint8)
-        shape = self.restorer([picture], "aligned")[0].image.shape
+        shape = self.restorer(picture, "aligned", output_type="array", identity=False).image.shape
         if shape != picture.shape:
             raise RuntimeError(f"the model makes {shape} of a picture {picture.shape}")
 

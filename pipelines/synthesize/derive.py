@@ -24,14 +24,10 @@ from pipelines.pairs.schema import ROW_GROUP, RowNote, note
 from pipelines.sources import Source
 from pipelines.store import Reference, Store
 from pipelines.synthesize import plan
-from pipelines.synthesize.build import (
-    Added,
+from pipelines.synthesize.build import Added, complete, difference, finish, manifest_of, of_addition
+from pipelines.synthesize.config import Work
+from pipelines.synthesize.folder import (
     claimed,
-    complete,
-    difference,
-    finish,
-    manifest_of,
-    of_addition,
     read_rejects,
     refuse_others,
     tidy,
@@ -40,7 +36,6 @@ from pipelines.synthesize.build import (
     write_rejects,
     writing,
 )
-from pipelines.synthesize.config import Work
 from pipelines.synthesize.ingest import ingest, listed
 from pipelines.synthesize.shards import Job, open_writer, receipt_name
 

@@ -9,8 +9,9 @@ from osdface.errors import UserError
 from pipelines import cluster
 from pipelines.store import Store
 from pipelines.synthesize import plan
-from pipelines.synthesize.build import refuse_others, work_of
+from pipelines.synthesize.build import work_of
 from pipelines.synthesize.config import SynthConfig
+from pipelines.synthesize.folder import refuse_others
 from pipelines.synthesize.ingest import Progress, ingest, listed
 from pipelines.synthesize.rows import pairs
 

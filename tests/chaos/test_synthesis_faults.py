@@ -143,8 +143,8 @@ class TestHostile:
         outcomes = {f"bad/{name}": outcome for name, outcome in write_hostile(mixed / "bad").items()}
         assert list(outcomes.values()).count("reject") >= 60
         manifest = synthesize(config(mixed, tmp_path / "out", max_pixels=MAX_PIXELS))
-        usual = max(before.values())  # of a worker that is new
-        added = max(peak - before.get(worker, usual) for worker, peak in peaks().items())
+        usual = max(before.values())  # of a worker that is new, or that had nothing to do before
+        added = max(peak - max(before.get(worker, 0), usual) for worker, peak in peaks().items())
         used = {f"good/{k}.png" for k in range(60)} | {name for name, what in outcomes.items() if what == "convert"}
         rows = pq.read_table(tmp_path / "out" / "shards", columns=["source_uri", "variant"]).to_pylist()
         assert sorted((row["source_uri"], row["variant"]) for row in rows) == sorted(
@@ -243,7 +243,7 @@ class TestSources:
         sentence = refused(capfd, command(sources, made))
         assert sentence == (
             f"{made}: was made from other pictures than the sources hold now (05.png has other bytes); "
-            "give another --out"
+            "give another --out or remove it"
         )
         assert refused(capfd, ["data", "regenerate", str(made), "--out", str(made)]) == (
             f"{sources}: holds other pictures than when the dataset was made (05.png has other bytes), so it cannot be "

@@ -69,6 +69,18 @@ def test_untrained_is_the_generator_of_that_seed(trained):
     torch.testing.assert_close(untrained(x).image, fresh(x).image)
 
 
+def test_a_bundle_from_before_its_habits_were_written_has_the_presets(trained, tmp_path):
+    folder = copy(trained[0], tmp_path / "older")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["vre_input"], config["prompts"], config["lora"]["rank"]) == ("once", "distinct", 16)
+    older = {key: value for key, value in config.items() if key not in ("vre_input", "prompts", "lora")}
+    (folder / "config.json").write_text(json.dumps(older))
+    read, loaded = bundle.load(folder)
+    assert read.architecture() == TINY
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(x).image, trained[1](x).image)
+
+
 def test_digest_follows_the_content(trained, tmp_path):
     folder, _ = trained
     assert bundle.digest(folder) == bundle.digest(copy(folder, tmp_path / "same"))

@@ -9,7 +9,7 @@ from osdface.base import Base, new_base
 from osdface.discriminators import LatentDiscriminator, PatchDiscriminator
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
-from osdface.vre import VisualEmbedder
+from osdface.vre import SideBySide, VisualEmbedder
 
 TINY = presets.preset("tiny")
 
@@ -114,6 +114,28 @@ def test_a_vre_of_another_shape_is_refused(base):
     other = VisualEmbedder(TINY.vre.model_copy(update={"codes": 32}))
     with pytest.raises(UserError, match="VRE"):
         OneStepGenerator.from_parts(TINY, base, other)
+
+
+def test_pairs_are_a_row_and_the_one_half_the_rows_later():
+    codes = torch.randn(2, 6, 5)
+    paired = SideBySide()(codes)
+    assert paired.shape == (2, 3, 10)
+    for i in range(3):
+        torch.testing.assert_close(paired[:, i], torch.cat([codes[:, i], codes[:, i + 3]], -1))
+
+
+def test_the_second_normalisation_is_before_the_encoder_alone():
+    torch.manual_seed(0)
+    once = VisualEmbedder(TINY.vre)
+    twice = VisualEmbedder(TINY.vre.model_copy(update={"input": "twice"}))
+    twice.load_state_dict(once.state_dict())
+    lq = torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(twice(lq), once(2 * lq - 1))
+    assert not torch.equal(twice(lq), once(lq))
+
+
+def test_the_noise_level_keeps_its_precision_in_half(base):
+    assert generator(base).to(torch.bfloat16).alpha_bar == base.scheduler.alphas_cumprod[399]
 
 
 def test_latent_discriminator_is_the_unets_encoder_half_with_a_patch_head(base):

@@ -65,6 +65,20 @@ def test_nearest_distinct_is_the_published_selection_for_any_batch(used):
         assert (rows[:, used:] == 0).all()
 
 
+def test_nearest_positions_keep_codes_that_come_twice():
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(10, 8)
+    torch.nn.init.normal_(quantizer.embedding.weight)
+    z = torch.randn(3, 8, 8, 8)
+    rows = quantizer.nearest_positions(z, 20)
+    for picture, found in zip(z, rows, strict=True):
+        distance = torch.cdist(picture.flatten(1).T.double(), quantizer.embedding.weight.double())
+        nearest, codes = distance.min(1)
+        expected = quantizer.embedding.weight[codes[nearest.argsort()[:20]]]
+        torch.testing.assert_close(found, expected)
+        assert len(found.unique(dim=0)) < 20
+
+
 def test_perplexity_counts_codes_in_even_use():
     assert perplexity(torch.arange(16), 32) == pytest.approx(16, rel=1e-4)
     assert perplexity(torch.zeros(9, dtype=torch.long), 32) == pytest.approx(1, rel=1e-4)

@@ -10,9 +10,10 @@ from pipelines.pairs.verify import verify
 from pipelines.sources import Source
 from pipelines.store import Store
 from pipelines.synthesize import shards
-from pipelines.synthesize.build import claimed, synthesize
+from pipelines.synthesize.build import synthesize
 from pipelines.synthesize.config import Split, SynthConfig, Work
 from pipelines.synthesize.derive import extend, remove
+from pipelines.synthesize.folder import claimed
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -40,16 +40,16 @@ def test_a_picture_at_fault_does_not_touch_the_others(replica):
 
 def test_one_network_pass_for_all_aligned_faces_of_a_batch(replica, monkeypatch):
     shapes, restore = [], replica.restorer.restore
-    monkeypatch.setattr(replica.restorer, "restore", lambda x: shapes.append(tuple(x.shape)) or restore(x))
+    monkeypatch.setattr(replica.restorer, "restore", lambda x, *rest: shapes.append(tuple(x.shape)) or restore(x))
     replica.answers([Task(encoded(i, 30 + i), "aligned", "png") for i in range(5)])
     assert shapes == [(5, 3, 64, 64)]
 
 
 def test_a_picture_that_the_model_cannot_restore_fails_alone(replica, monkeypatch):
-    def refusing(self, images, mode="auto", call=Restorer.__call__):
+    def refusing(self, images, *arguments, call=Restorer.__call__, **options):
         if any(len(image) == 41 for image in images):
             raise RuntimeError("out of memory")
-        return call(self, images, mode)
+        return call(self, images, *arguments, **options)
 
     monkeypatch.setattr(Restorer, "__call__", refusing)
     good, bad = Task(encoded(0), "aligned", "png"), Task(encoded(1, 41), "aligned", "png")

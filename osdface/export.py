@@ -1,0 +1,107 @@
+"""A bundle in the layouts of other programs.
+
+diffusers     the base as it is, an ordinary diffusers folder, and the LoRA beside it: `load_lora_weights(OUT)`
+official      the published program's three checkpoints; its base is given to it apart
+safetensors   unet (LoRA merged), vae, vre and prompt_adapter as four files, and config.json with their architecture
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from osdface import bundle, official
+from osdface.errors import UsageError
+from osdface.files import aside, replace_folder
+from osdface.presets import preset
+from osdface.tensors import read_safetensors
+
+Format = Literal["diffusers", "official", "safetensors"]
+VRE_CHECKPOINT, ADAPTER_CHECKPOINT = "associate_2.ckpt", "embedding_change_weights.pth"
+
+
+def export(folder: Path, format: Format, out: Path) -> list[str]:
+    """Write a verified bundle to `out` in another layout; returns what must be known to use it there, a line each.
+
+    Raises UserError where the bundle is damaged or its base gone, and where `out` is there already; UsageError for
+    an unknown format.
+    """
+    writers: dict[str, Callable[[Path, bundle.BundleConfig, Path], list[str]]] = {
+        "diffusers": _diffusers,
+        "official": _official,
+        "safetensors": _safetensors,
+    }
+    if format not in writers:
+        raise UsageError(f"format '{format}' does not exist; known: {', '.join(get_args(Format))}")
+    config = bundle.verify(folder)
+    official.refuse_existing(out)
+    temporary = aside(out)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        notes = writers[format](folder, config, temporary)
+        replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return notes
+
+
+def _diffusers(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
+    shutil.copytree(bundle.base_folder(folder, config), out, dirs_exist_ok=True)
+    shape = config.architecture()
+    # alpha / rank goes into B: given a file's path, diffusers does not read the alpha that is written in it.
+    scale = shape.lora.alpha / shape.lora.rank
+    lora = bundle.read_lora(folder / bundle.LORA)
+    lora = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in lora.items()}
+    bundle.write_lora(lora, out, shape.lora.model_copy(update={"alpha": shape.lora.rank}))
+    return [f"timestep {shape.timestep}; prompt_embeds come from the bundle's VRE, not from a text"]
+
+
+def _official(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
+    import torch
+
+    shape = config.architecture()
+    vre = {official.VRE_PREFIX + name: tensor for name, tensor in read_safetensors(folder / bundle.VRE).items()}
+    torch.save({"state_dict": vre}, out / VRE_CHECKPOINT)
+    shutil.copyfile(folder / bundle.LORA, out / bundle.LORA)
+    if bundle.ADAPTER in config.weights():
+        torch.save(read_safetensors(folder / bundle.ADAPTER), out / ADAPTER_CHECKPOINT)
+    notes = [f"--lora_rank {shape.lora.rank} --lora_alpha {shape.lora.alpha} for the published program"]
+    if shape.vre.kind == "paired":
+        notes.append("--cat_prompt_embedding for the published program")
+    if shape.vre.input == "once":
+        notes.append(
+            "the published program normalises the VRE's input twice, this model once: its pictures differ there"
+        )
+    if shape.vre != preset("sd21").vre.model_copy(update={"input": shape.vre.input, "kind": shape.vre.kind}):
+        notes.append(f"the published program cannot load a VRE of preset '{config.preset}'; ours can")
+    return notes
+
+
+def _safetensors(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
+    from safetensors.torch import save_file
+
+    _, generator = bundle.load(folder)
+    generator.unet.fuse_lora()
+    generator.unet.unload_lora()
+    parts = {
+        "unet": generator.unet,
+        "vae": generator.vae,
+        "vre": generator.embedder,
+        "prompt_adapter": generator.adapter,
+    }
+    for name, part in parts.items():
+        if state := part.state_dict():  # paired prompts have an adapter without weights
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, out / f"{name}.safetensors")
+    shape = config.architecture()
+    architecture = {
+        "size": shape.size,
+        "timestep": shape.timestep,
+        "alpha_bar": float(generator.alpha_bar),
+        "unet": dict(generator.unet.config),
+        "vae": dict(generator.vae.config),
+        "vre": shape.vre.model_dump(),
+    }
+    (out / "config.json").write_text(json.dumps(architecture, indent=2, default=str))
+    return ["the LoRA is merged into unet.safetensors"]
