@@ -116,7 +116,7 @@ def test_what_is_finished_is_not_done_again(run, source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(source, "--out", out)
     passes, restore = [], Restorer.restore
-    monkeypatch.setattr(Restorer, "restore", lambda self, x: passes.append(len(x)) or restore(self, x))
+    monkeypatch.setattr(Restorer, "restore", lambda self, x, *more: passes.append(len(x)) or restore(self, x, *more))
     _, _, told = run(source, "--out", out)
     assert (told["resumed"], told["restored"], passes) == (3, 2, [])
     shutil.copy(source / "a.png", source / "plain.png")  # other bytes under a known name
@@ -163,7 +163,7 @@ def test_pictures_without_a_face_can_be_skipped(run, source, tmp_path):
 
 def test_faces_of_several_pictures_share_a_batch(source, bundle_folder, tmp_path, monkeypatch):
     passes, restore = [], Restorer.restore
-    monkeypatch.setattr(Restorer, "restore", lambda self, x: passes.append(len(x)) or restore(self, x))
+    monkeypatch.setattr(Restorer, "restore", lambda self, x, *more: passes.append(len(x)) or restore(self, x, *more))
     (source / "plain.png").unlink()
     restore_folder.folder(source, tmp_path / "out", restoring.order(str(bundle_folder), Wishes()))
     assert passes == [2]
