@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from osdface import bundle, faces
+from osdface import bundle, faces, photograph
 from osdface.errors import UsageError, UserError
 from osdface.generator import LatentChoice, OneStepGenerator
 from osdface.identity import similarities
-from osdface.modes import FaceMode
+from osdface.modes import FaceMode, Wishes
 from osdface.pictures import OutputType, Picture, from_array, to_array
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -172,31 +172,31 @@ class Restorer:
         if mode == "whole":
             return [Result(_to_uint8(self.restore(_to_tensor(image)[None], generator))[0], []) for image in images]
         found = [self._crops(image, mode) for image in images]
-        restored = iter(self._restore_crops([crop for crops in found for _, crop, _ in crops], generator))
+        restored = iter(self.restore_crops([crop for crops in found for _, crop, _ in crops], generator))
         results = []
         for image, crops in zip(images, found, strict=True):
             result = self._paste(image, [(*known, next(restored)) for known in crops])
             results.append(_compared(result, [crop for _, crop, _ in crops]) if identity else result)
         return results
 
-    def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
-        """(face, crop, matrix) for every face to restore in a picture."""
-        if mode == "aligned" or faces.is_aligned(image):
-            return [faces.whole(image, self.size)]
-        return [(face, *faces.align(image, face, self.size)) for face in faces.DlibFrontal().detect(image)]
-
-    def _restore_crops(self, crops: list[np.ndarray], generator: Generator | None = None) -> list[np.ndarray]:
+    def restore_crops(self, crops: Sequence[np.ndarray], generator: Generator | None = None) -> list[np.ndarray]:
+        """Aligned faces (size, size, 3) uint8, in batches -> (size, size, 3) float32 in [0, 1]; as `restore`."""
         restored: list[np.ndarray] = []
         for start in range(0, len(crops), self.batch):
             tensors = [_to_tensor(crop) for crop in crops[start : start + self.batch]]
-            restored += list(_to_uint8(self.restore(torch.stack(tensors), generator)))
+            restored += list(self.restore(torch.stack(tensors), generator).permute(0, 2, 3, 1).numpy())
         return restored
 
+    def _crops(self, image: np.ndarray, mode: FaceMode) -> list:
+        """(face, crop, matrix) for every face to restore in a picture."""
+        found = photograph.plan(image, self.size, Wishes(faces=mode), faces.DlibFrontal())
+        return [(crop.face, crop.crop, crop.matrix) for crop in found.crops]
+
     def _paste(self, image: np.ndarray, restored: list) -> Result:
-        found = []
+        image, found = image.copy(), []
         for face, _, matrix, crop in restored:
-            image = faces.paste(image, crop, matrix)
-            found.append(RestoredFace(face.box, face.score, crop, face.landmarks))
+            faces.paste_into(image, crop * 255, matrix)
+            found.append(RestoredFace(face.box, face.score, (crop * 255).round().astype(np.uint8), face.landmarks))
         return Result(image, found)
 
     def _finished(self, given: np.ndarray, result: Result, strength: float, output_type: OutputType) -> Result:

@@ -1,16 +1,18 @@
-"""One picture file restored, by a local model or by an endpoint."""
+"""What `osdface restore` does beside restoring: the order, an endpoint's answer, before and after."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import httpx
 import numpy as np
 
-from osdface.errors import UserError
+from osdface import bundle, detectors
+from osdface.errors import UsageError, UserError
 from osdface.imagefile import ImageError, read_image
-from osdface.modes import FaceMode
-from pipelines import report
+from osdface.modes import FaceMode, Wishes
+from pipelines import comparing, report, sources
+from pipelines.photographs import LARGEST, Order, Row
 
 TIMEOUT = 120  # seconds for one picture at an endpoint
 
@@ -20,16 +22,6 @@ class RestoredPicture(NamedTuple):
 
     image: np.ndarray
     facts: dict[str, Any]
-
-
-def here(picture: Path, model: str, faces: FaceMode) -> RestoredPicture:
-    """Restore with a model loaded in this process. Raises UserError for what is no picture, or no model."""
-    from osdface.restorer import Restorer  # with it comes diffusers, which an endpoint's client need not wait for
-
-    image = read_image(_bytes(picture), str(picture))
-    result = Restorer.load(model)(image, faces, output_type="array")
-    found = [{"box": face.box, "score": round(face.score, 3)} for face in result.faces]
-    return RestoredPicture(result.image, {"faces": len(found), "boxes": found})
 
 
 def at_endpoint(picture: Path, url: str, faces: FaceMode) -> RestoredPicture:
@@ -67,10 +59,39 @@ def _bytes(picture: Path) -> bytes:
 
 
 def write(picture: Path, restored: RestoredPicture, out: Path, compare: Path | None) -> None:
-    """Write the restored picture, and a before | after one."""
+    """Write an endpoint's picture, and a before | after one."""
     report.save_png(out, restored.image)
     if compare:
-        before = read_image(_bytes(picture), str(picture))
-        if before.shape != restored.image.shape:  # a square picture taken whole comes back at the model's size
-            before = cv2.resize(before, restored.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-        report.save_png(compare, report.side_by_side(before, restored.image, ("before", "after")))
+        report.save_png(compare, report.side_by_side(*comparing.read_both(_bytes(picture), out), comparing.TITLES))
+
+
+def order(model: str, wishes: Wishes, **more: Any) -> Order:
+    """What is made of every picture, by a model reference.
+
+    Raises UserError where there is no such model, UsageError for wishes that don't go together or an unknown detector.
+    """
+    if wishes.faces == "whole" and (wishes.upscale > 1 or wishes.numbers or wishes.largest):
+        raise UsageError("--faces whole is one pass over the picture: it takes no --upscale, --face or --largest")
+    detectors.detector(wishes.detector)
+    return Order(model=bundle.resolve(model).absolute(), wishes=wishes, **more)
+
+
+def compare(source: Path, rows: list[Row], to: Path) -> Path:
+    """Write before and after of the pictures that rows tell of, to a .png or a folder with a page. Returns its path."""
+    written = [row for row in rows if row["output"]]
+    if to.suffix.lower() == ".png":
+        for row in written:  # one, or none
+            both = comparing.read_both(_bytes(source), Path(row["output"]))
+            report.save_png(to, report.side_by_side(*both, comparing.TITLES))
+        return to
+    if source.is_file() and len(rows) == 1 and rows[0]["input"] == str(source):
+        return comparing.write([(source.name, _bytes(source), Path(row["output"])) for row in written], to)
+    return comparing.write(_pictures(source, written), to)
+
+
+def _pictures(source: Path, rows: list[Row]) -> Iterator[tuple[str, bytes, Path]]:
+    """Those of a folder or archive that were restored, each read when its turn comes."""
+    places = {file["source_uri"]: file["at"] for file in sources.files(sources.Source(uri=str(source)), 0)}
+    for row in rows:
+        if row["status"] == "restored":
+            yield row["input"], sources.read(places[row["input"]], LARGEST), Path(row["output"])

@@ -141,6 +141,22 @@ def test_a_whole_picture_is_replaced_to_its_border(shape):
     assert (paste(image, np.full_like(crop, 255), matrix) == 255).all()
 
 
+def test_the_detector_never_looks_at_more_than_its_bound(monkeypatch):
+    seen = []
+
+    class Recording:
+        def run(self, image, *_):
+            seen.append(image.shape)
+            return [], [], []
+
+    monkeypatch.setattr(faces, "_dlib", lambda thread: (Recording(), None))
+    for shape in ((9000, 11000, 3), (1000, 3999, 3)):
+        assert DlibFrontal().detect(np.broadcast_to(np.uint8(0), shape)) == []
+    assert seen[0][0] * seen[0][1] <= faces.SEARCHED
+    assert seen[0][1] / seen[0][0] == pytest.approx(11 / 9, rel=0.01)
+    assert seen[1] == (1000, 3999, 3)  # below the bound: as it is
+
+
 def test_missing_landmarks_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(faces.weights, "places", lambda name: iter([tmp_path / "none"]))
     faces._dlib.cache_clear()

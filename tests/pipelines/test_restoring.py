@@ -81,7 +81,8 @@ def test_here_with_a_bundle_and_with_a_registered_model(capsys, picture, bundle_
     for number, model in enumerate((bundle_folder, "champion")):
         out = tmp_path / f"{number}.png"
         code, _, told = run(capsys, path, "--out", out, "--model", model)
-        assert (code, told["faces"], told["boxes"], told["out"]) == (0, 0, [], str(out))
+        (row,) = told["pictures"]
+        assert (code, row["status"], row["faces"], told["out"]) == (0, "copied", [], str(out))
         np.testing.assert_array_equal(read_image(out.read_bytes()), image)
 
 
@@ -89,7 +90,7 @@ def test_modes_and_before_after(capsys, picture, bundle_folder, tmp_path):
     path, image = picture
     out, both = tmp_path / "new" / "out.png", tmp_path / "both.png"
     code, _, told = run(capsys, path, "--out", out, "--model", bundle_folder, "--faces", "aligned", "--compare", both)
-    assert (code, told["faces"]) == (0, 1)
+    assert (code, len(told["pictures"][0]["faces"])) == (0, 1)
     restored = read_image(out.read_bytes())
     assert restored.shape == image.shape
     shown = read_image(both.read_bytes())
@@ -155,8 +156,12 @@ def test_wrong_use(capsys, picture, bundle_folder, tmp_path):
         ([path, *out, *there, "--faces", "everyone"], "'everyone'"),
         ([path, *out], "give either --model (restore here) or --url"),
         ([path, *out, *there, "--url", "http://x"], "give either --model (restore here) or --url"),
-        ([path, "--out", tmp_path / "o.jpg", *there], "pictures are written as PNG; name it o.png"),
-        ([path, *out, *there, "--compare", tmp_path / "c"], "pictures are written as PNG; name it c.png"),
+        ([path, "--out", tmp_path / "o.gif", *there], "o.gif: pictures are written as .png, .jpg,"),
+        ([path, *out, *there, "--faces", "whole", "--upscale", "2"], "--faces whole is one pass"),
+        ([path, *out, *there, "--detector", "eyes"], "detector 'eyes': there are dlib, dlib-cnn and insightface:PACK"),
+        ([path, *out, "--url", "http://x", "--largest"], "--url takes --faces, --out and --compare alone"),
+        ([path, *out, "--url", "http://x", "--compare", tmp_path / "c"], "are written as PNG; name it c.png"),
+        ([tmp_path, *out, *there, "--compare", tmp_path / "c.png"], "c.png: of many pictures, --compare is a folder"),
     ):
         code, said, told = run(capsys, *arguments)
         assert code == 2
@@ -174,11 +179,15 @@ def test_pictures_models_and_places_that_are_no_good(capsys, picture, bundle_fol
     there = sorted(tmp_path.rglob("*"))
     model, out = ["--model", bundle_folder], ["--out", tmp_path / "o.png"]
     for arguments, words in (
-        ([tmp_path / "none.png", *out, *model], "none.png: no such picture"),
+        ([tmp_path / "none.png", *out, *model], "none.png: no such picture, folder or archive"),
+        ([path, *out, *model, "--face", "2"], "picture.png: has 0 faces, and none is number 2"),
+        ([path, "--out", path, *model], "picture.png: is the picture itself, which would be lost"),
+        ([path, "--out", tmp_path, *model], "picture.png: is the picture itself, which would be lost"),
+        ([path, *out, *model, "--detector", "insightface:buffalo_l"], "put the pack there, or use --detector dlib"),
         ([tmp_path / "text.png", *out, *model], "text.png: is not a picture this program reads"),
         ([tmp_path / "empty.png", *out, *model], "empty.png: is empty"),
         ([tmp_path / "cut.png", *out, *model], "cut.png: is damaged"),
-        ([tmp_path / "folder", *out, *model], "folder: cannot be read (Is a directory); give a picture file"),
+        ([tmp_path / "folder", *out, *model], "folder: is empty; put pictures in it"),
         ([path, *out, "--model", tmp_path / "folder"], "not a model bundle"),
         ([path, *out, "--model", tmp_path / "none"], "not found: give a bundle folder"),
         ([path, "--out", path / "o.png", *model], "o.png: cannot be written"),
