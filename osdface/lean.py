@@ -114,13 +114,12 @@ def load(folder: Path) -> FoldedGenerator:
 
     from osdface import bundle
     from osdface.base import Base, check_base, load_part
-    from osdface.presets import preset
-    from osdface.vre import PromptAdapter, VisualEmbedder
+    from osdface.vre import VisualEmbedder, new_adapter
 
     config = bundle.read_config(folder)
     base = bundle.base_folder(folder, config)
     check_base(base)
-    shape = preset(config.preset)
+    shape = config.architecture()
     vae: AutoencoderKL = load_part(base, "vae", torch.float32)
     unet_config = UNet2DConditionModel.load_config(base / "unet", local_files_only=True)
     weights = Weights(base / "unet", folder / bundle.LORA, shape.lora.alpha / shape.lora.rank)
@@ -128,7 +127,8 @@ def load(folder: Path) -> FoldedGenerator:
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
     with torch.device("meta"):
         embedder = VisualEmbedder(shape.vre)
-        adapter = PromptAdapter(shape.vre.width, shape.vre.adapter_width, unet.config.cross_attention_dim)
+        adapter = new_adapter(shape.vre, unet.config.cross_attention_dim)
     embedder.load_state_dict(load_file(folder / bundle.VRE), assign=True)
-    adapter.load_state_dict(load_file(folder / bundle.ADAPTER), assign=True)
+    if bundle.ADAPTER in config.weights():
+        adapter.load_state_dict(load_file(folder / bundle.ADAPTER), assign=True)
     return FoldedGenerator(OneStepGenerator(Base(vae, unet, scheduler), embedder, adapter, shape.timestep), unet)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from osdface.base import new_base
 from osdface.generator import OneStepGenerator, lora_config
 from osdface.presets import Preset
-from osdface.vre import PromptAdapter, VisualEmbedder
+from osdface.vre import VisualEmbedder, new_adapter
 
 STEPS = ("vae_encoder", "vre", "adapter", "unet", "vae_decoder")  # in the order in which they run
 CONV_LINEAR, WITH_ATTENTION = "conv_linear", "with_attention"
@@ -31,7 +31,7 @@ _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 def fresh_generator(preset: Preset) -> OneStepGenerator:
     """The preset's generator with random weights and no LoRA, on torch's default device, ready to run."""
     base = new_base(preset)
-    adapter = PromptAdapter(preset.vre.width, preset.vre.adapter_width, base.unet.config.cross_attention_dim)
+    adapter = new_adapter(preset.vre, base.unet.config.cross_attention_dim)
     return OneStepGenerator(base, VisualEmbedder(preset.vre), adapter, preset.timestep).eval().requires_grad_(False)
 
 
