@@ -136,7 +136,7 @@ def _open(task: Task, order: Order, size: int) -> Row | Opened:
     try:
         data = sources.read(task.at, LARGEST)
         digest = hashlib.sha256(data).hexdigest()
-        if task.earlier and task.earlier["sha256"] == digest and _is_there(task.earlier):
+        if task.earlier and task.earlier["sha256"] == digest and _is_there(task):
             return task.earlier | {"resumed": True}
         picture = picturefile.read(data, task.name, order.max_pixels)
         wishes, plan = order.wishes, Plan([], [])
@@ -152,8 +152,10 @@ def failed(task: Task, reason: str) -> Row:
     return {"input": task.name, "output": None, "status": "failed", "reason": reason, "sha256": "", "faces": []}
 
 
-def _is_there(row: Row) -> bool:
-    return row["output"] is None or Path(row["output"]).is_file()
+def _is_there(task: Task) -> bool:
+    """Whether what an earlier run made lies where it would go now: --out may have been moved."""
+    output = task.earlier and task.earlier["output"]
+    return output is None or (output == str(task.out) and task.out.is_file())
 
 
 def _reason(error: Exception) -> str:

@@ -63,6 +63,9 @@ def restore(
     many = picture.is_dir() or picture.suffix.lower() in ARCHIVES
     if compare and many and compare.suffix:
         raise UsageError(f"{compare}: of many pictures, --compare is a folder")
+    for kept in (picture, out):
+        if compare and compare.exists() and kept.exists() and compare.samefile(kept):
+            raise UserError(f"{compare}: would be written over by --compare; give it another name")
     run: restore_folder.Run = restore_folder.here
     if address:
         from pipelines import restore_cluster

@@ -127,6 +127,14 @@ def test_what_is_finished_is_not_done_again(run, source, tmp_path, monkeypatch):
     assert told["resumed"] == 0
 
 
+def test_a_result_that_was_moved_is_made_again_where_it_belongs(run, source, tmp_path):
+    run(source, "--out", tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    _, _, told = run(source, "--out", tmp_path / "moved")
+    assert told["resumed"] == 0
+    assert by_name(told)["a.png"]["output"] == str(tmp_path / "moved" / "a.png")
+
+
 def test_another_model_does_all_again(run, source, tmp_path, with_provenance):
     run(source, "--out", tmp_path / "out")
     _, _, told = run(source, "--out", tmp_path / "out", model=with_provenance(dataset_digest="other"))

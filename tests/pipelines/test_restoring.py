@@ -182,6 +182,7 @@ def test_pictures_models_and_places_that_are_no_good(capsys, picture, bundle_fol
         ([tmp_path / "none.png", *out, *model], "none.png: no such picture, folder or archive"),
         ([path, *out, *model, "--face", "2"], "picture.png: has 0 faces, and none is number 2"),
         ([path, "--out", path, *model], "picture.png: is the picture itself, which would be lost"),
+        ([path, *out, *model, "--compare", path], "picture.png: would be written over by --compare"),
         ([path, "--out", tmp_path, *model], "picture.png: is the picture itself, which would be lost"),
         ([path, *out, *model, "--detector", "insightface:buffalo_l"], "put the pack there, or use --detector dlib"),
         ([tmp_path / "text.png", *out, *model], "text.png: is not a picture this program reads"),
