@@ -3,8 +3,8 @@
 
 Every run is a process of its own, so that its peak memory is its own too; the sides take turns. Time is the processor
 time of all threads over their number, which other programs on the machine disturb less than the clock; the clock's is
-recorded beside it. "folded" keeps everything in memory, "lean" reads the UNet's blocks at every pass. Exits with 1 where
-either is below 1.15x the speed, lean is above 0.9x the memory, or a picture differs by more than 1e-3.
+recorded beside it. "folded" keeps everything in memory, "lean" reads the UNet's blocks at every pass. Exits with 1
+where either is below 1.15x the speed, lean is above 0.9x the memory, or a picture differs by more than 1e-3.
 """
 
 import argparse
