@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from osdface.errors import UserError
@@ -68,20 +69,20 @@ class FoldedGenerator(OneStepGenerator):
         fuse(self.vae)
         self.vae.decoder.conv_act = nn.SiLU(inplace=True)
         self.vae.use_slicing = True  # pictures of a batch go through the VAE one by one: its maps are the most memory
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """As OneStepGenerator.encode."""
-        posterior = self.vae.encode(images).latent_dist
+        posterior = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         return posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
 
     def denoise(self, z: Tensor, prompt: Tensor) -> Tensor:
         """As OneStepGenerator.denoise: z / sqrt(alpha_bar), and the UNet's output already scaled as eq. 2 has it."""
-        return self.unet(z, prompt).add_(z, alpha=self.keep)
+        return self.unet(z.contiguous(memory_format=torch.channels_last), prompt).add_(z, alpha=self.keep)
 
     def decode(self, z: Tensor) -> Tensor:
         """As OneStepGenerator.decode."""
-        return self.vae.decode(z).sample
+        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).sample
 
     def tile(self, size: int, overlap: float = 0.25) -> None:
         """From now on the VAE takes pictures larger than `size` pixels in tiles of that size, blended where they
@@ -127,7 +128,10 @@ class FoldedGenerator(OneStepGenerator):
 
 
 def fold(generator: OneStepGenerator) -> FoldedGenerator:
-    """The generator, folded; use what is returned in its place. Fold before moving to a narrower type.
+    """The generator, folded; use what is returned in its place. Fold in float32, then move to a narrower type.
+
+    Maps go through channels last. On a GPU give the weights that format too, `.to(memory_format=torch.channels_last)`;
+    on a CPU it would only copy them, out of the mapped file.
 
     Raises UserError for a base whose blocks are of another kind than Stable Diffusion's.
     """
@@ -141,9 +145,15 @@ def fold(generator: OneStepGenerator) -> FoldedGenerator:
 
 @torch.no_grad()
 def merge_lora(unet: UNet2DConditionModel) -> None:
-    """Add the adapters, where there are any, to the weights they adapt, and remove them."""
+    """Add the adapters, where there are any, to the weights they adapt, and remove them.
+
+    In place, which peft's own merging is not: the UNet would be in memory twice, in its mapped file and merged.
+    """
     if getattr(unet, "peft_config", None):
-        unet.fuse_lora()
+        for layer in unet.modules():
+            if isinstance(layer, BaseTunerLayer):
+                for adapter in layer.active_adapters:
+                    layer.get_base_layer().weight += layer.get_delta_weight(adapter)
         unet.unload_lora()
 
 

@@ -80,8 +80,9 @@ def plain(block: Any) -> bool:
     """Whether a block of diffusers is of the plain kind that the classes above stand for."""
     if isinstance(block, Upsample2D):
         return block.use_conv and block.interpolate and block.norm is None and block.name == "conv"
+    timeless = block.time_emb_proj is None and block.time_embedding_norm != "scale_shift"  # "group" in a VAE
     return (
-        block.time_embedding_norm == "default"
+        (timeless or block.time_embedding_norm == "default")
         and block.upsample is block.downsample is None
         and isinstance(block.nonlinearity, nn.SiLU)
         and block.output_scale_factor == 1

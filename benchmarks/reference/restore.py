@@ -44,8 +44,7 @@ class Direct:
                     up = lora[name.replace(narrow, wide)]
                     key = name.removeprefix("unet.").replace(narrow, ".weight")
                     delta = up.flatten(1) @ down.flatten(1)
-                    weights[key] = weights[key] + scale * delta.reshape(weights[key].shape)
-        self.unet.load_state_dict(weights)
+                    weights[key] += scale * delta.reshape(weights[key].shape)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
