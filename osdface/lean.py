@@ -1,7 +1,8 @@
 """A restorer in little memory: the UNet's blocks are read from the bundle's files one after the other, at every pass.
 
-All are read into one buffer of the largest block's size, which is what a pass needs in place of the whole UNet: for one picture now and then, where reading costs less than keeping. (Mapping the files was tried: the processor's page
-faults took five times as long as reading does.) CPU, float32; one pass at a time.
+All are read into one buffer of the largest block's size, which is what a pass needs in place of the whole UNet: for
+one picture now and then, where reading costs less than keeping. (Mapping the files was tried: the page faults took five
+times as long as reading does.) CPU, float32; one pass at a time.
 """
 
 import copy
@@ -64,7 +65,7 @@ class Weights:
         place = self.places[name]
         with place.file.open("rb") as file:
             file.seek(place.start)
-            if file.readinto(memoryview(tensor.numpy().reshape(-1)).cast("B")) != tensor.numel() * FLOAT:
+            if file.readinto(tensor.numpy().reshape(-1).view("u1").data) != tensor.numel() * FLOAT:
                 raise UserError(f"{place.file}: ends before {name} does")
         if name in self.lora:
             down, up = self.lora[name]
