@@ -68,3 +68,10 @@ def test_a_lora_of_another_base_or_with_half_a_pair_is_refused(saved, tmp_path):
         save_file(wrong, file)
         with pytest.raises(UserError, match=said):
             lean.Weights(folder / "base" / "unet", file, 1.0)
+
+
+def test_a_base_in_half_precision_is_refused(saved, tmp_path):
+    folder, _ = saved
+    save_file({"conv_in.weight": torch.zeros(2, dtype=torch.float16)}, tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match=r"conv_in\.weight is F16"):
+        lean.Weights(tmp_path, folder / bundle.LORA, 1.0)
