@@ -48,9 +48,10 @@ test-full: install  ## The tests with the slow ones
 chaos: install  ## Tests that kill things
 	$(BIN)/pytest -m chaos
 
-bench: install  ## The benchmarks of the dataset factory: ratios to benchmarks/results
+bench: install  ## The benchmarks, to benchmarks/results: half an hour
 	$(BIN)/python -m benchmarks.degrade
 	$(BIN)/python -m benchmarks.synthesize
+	$(BIN)/python -m benchmarks.restore --rounds 1
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

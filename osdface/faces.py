@@ -139,20 +139,12 @@ def is_aligned(image: np.ndarray) -> bool:
     return any(np.abs(face.landmarks - target).max() < ALIGNED * side for face in found)
 
 
-def paste(image: np.ndarray, crop: np.ndarray, matrix: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """The photograph (H, W, 3), uint8 or uint16, with a crop (S, S, 3) of its range blended in; `matrix` is from
-    photograph to crop.
-
-    Pixels outside the crop's soft mask stay bit for bit. A crop that covers all of the photograph replaces it. Of its
-    change, the part `strength`, 0 to 1, is made.
-    """
-    pasted = image.copy()
-    paste_into(pasted, crop, matrix, strength)
-    return pasted
-
-
 def paste_into(pasted: np.ndarray, crop: np.ndarray, matrix: np.ndarray, strength: float = 1.0) -> None:
-    """`paste`, in place: a large photograph is copied once for all of its faces."""
+    """Blend a crop (S, S, 3) into a photograph (H, W, 3) of the same range, uint8 or uint16; `matrix` is to the crop.
+
+    In place, since a photograph may be large and have many faces. Pixels outside the crop's soft mask stay bit for bit.
+    A crop that covers all of the photograph replaces it. Of its change, the part `strength`, 0 to 1, is made.
+    """
     size = len(crop)
     if _scale(matrix) > 1:  # shrinking goes by area here too
         small = max(1, round(size / _scale(matrix)))

@@ -1,8 +1,8 @@
 """A restorer in little memory: the UNet's blocks are read from the bundle's files one after the other, at every pass.
 
 All are read into one buffer of the largest block's size, which is what a pass needs in place of the whole UNet: for
-one picture now and then, where reading costs less than keeping. (Mapping the files was tried: the page faults took five
-times as long as reading does.) CPU, float32; one pass at a time.
+one picture now and then, where reading costs less than keeping. (Mapping the files was tried: its page faults took
+longer than reading does.) CPU, float32; one pass at a time.
 """
 
 import copy

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from osdface import bundle, faces, photograph
 from osdface.errors import UsageError, UserError
+from osdface.folding import fold
 from osdface.generator import LatentChoice, OneStepGenerator
 from osdface.identity import similarities
 from osdface.modes import FaceMode, Wishes
@@ -67,16 +68,22 @@ class Restorer:
         latent: LatentChoice = "mode",
         trained: bool = True,
         verify: bool = True,
+        folded: bool = False,
     ) -> "Restorer":
         """Load a bundle by reference: a folder, models:/NAME/VERSION, models:/NAME@ALIAS, or an alias.
 
         trained=False gives its generator as it was before training; verify=False skips the digests of its files.
+        folded=True is faster on CPUs and rounds more coarsely (`osdface.folding`): the picture of the published program
+        that is missed by 2.5e-5 otherwise was missed by 1.9e-3.
         Raises UserError where there is no such bundle, or it is damaged; UsageError for an unknown dtype or latent.
         """
         path, dtype = bundle.resolve(ref), _dtype(dtype)
         config, generator = bundle.load(path, trained=trained, check=verify)
-        generator.unet.fuse_lora()
-        generator.unet.unload_lora()
+        if folded:
+            generator = fold(generator)
+        else:
+            generator.unet.fuse_lora()
+            generator.unet.unload_lora()
         restorer = cls(generator, config.architecture().size, latent).to(device, dtype)
         restorer.config, restorer.path = config, path
         return restorer

@@ -63,16 +63,8 @@ def synthesize(config: SynthConfig, progress: Progress | None = None, address: s
     missing or empty sources, sources without a readable picture, an output that holds something else or cannot be
     written; whatever was finished before stays.
     """
-    try:
-        spec = config.spec(load_recipe(config.recipe))
-    except RecipeError as error:
-        raise UserError(str(error)) from None
-    store = Store(config.out)
-    files = listed(config.sources, store)
-    refuse_others(store, spec)
+    store, spec, files = begun(config, address)
     resumed = store.exists(SHARDS)
-    cluster.connect(address)
-    cluster.require_cpus(config.workers * config.cpus_per_worker)
     try:
         with claimed(store, spec) as token:
             finished = checked_manifest(store) if store.exists(MANIFEST) else None
@@ -82,6 +74,20 @@ def synthesize(config: SynthConfig, progress: Progress | None = None, address: s
         if not resumed:
             withdraw(store)
         raise
+
+
+def begun(config: SynthConfig, address: str | None) -> tuple[Store, Spec, list[Row]]:
+    """The output, what it is to be, and the sources' files, on a cluster that can do it. Raises UserError if not."""
+    try:
+        spec = config.spec(load_recipe(config.recipe))
+    except RecipeError as error:
+        raise UserError(str(error)) from None
+    store = Store(config.out)
+    files = listed(config.sources, store)
+    refuse_others(store, spec)
+    cluster.connect(address)
+    cluster.require_cpus(config.workers * config.cpus_per_worker)
+    return store, spec, files
 
 
 class NothingReadable(UserError):

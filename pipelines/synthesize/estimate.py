@@ -3,16 +3,10 @@
 import time
 from typing import NamedTuple
 
-from degradations.recipe import RecipeError
-from degradations.recipe import load as load_recipe
-from osdface.errors import UserError
-from pipelines import cluster
-from pipelines.store import Store
 from pipelines.synthesize import plan
-from pipelines.synthesize.build import work_of
+from pipelines.synthesize.build import begun, work_of
 from pipelines.synthesize.config import SynthConfig
-from pipelines.synthesize.folder import refuse_others
-from pipelines.synthesize.ingest import Progress, ingest, listed
+from pipelines.synthesize.ingest import Progress, ingest
 from pipelines.synthesize.rows import pairs
 
 SAMPLE = 12  # pictures
@@ -31,15 +25,7 @@ class Estimate(NamedTuple):
 
 def estimate(config: SynthConfig, progress: Progress | None = None, address: str | None = None) -> Estimate:
     """What `synthesize` would make of this configuration; writes nothing. Raises UserError as it would."""
-    try:
-        spec = config.spec(load_recipe(config.recipe))
-    except RecipeError as error:
-        raise UserError(str(error)) from None
-    store = Store(config.out)
-    files = listed(config.sources, store)
-    refuse_others(store, spec)
-    cluster.connect(address)
-    cluster.require_cpus(config.workers * config.cpus_per_worker)
+    _, spec, files = begun(config, address)
     work = work_of(config)
     pictures, rejects = ingest(files, spec, work, {}, progress)
     planned = plan.shards(pictures, spec, config.sources, config.limit)

@@ -5,7 +5,14 @@ import pytest
 
 from osdface import faces
 from osdface.errors import MissingWeights, UserError
-from osdface.faces import DlibFrontal, Face, align, is_aligned, paste, similarity, whole
+from osdface.faces import DlibFrontal, Face, align, is_aligned, paste_into, similarity, whole
+
+
+def paste(image: np.ndarray, crop: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The photograph with the crop in it, as a copy."""
+    pasted = image.copy()
+    paste_into(pasted, crop, matrix)
+    return pasted
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import osdface
 from osdface import bundle, faces, identity, presets
 from osdface.base import load_base, new_base, save_base
 from osdface.errors import UsageError, UserError
+from osdface.folding import FoldedGenerator
 from osdface.generator import OneStepGenerator
 from osdface.restorer import Restorer
 from osdface.vre import VisualEmbedder
@@ -271,6 +272,16 @@ def test_compiled_networks_give_the_same(folder, restorer):
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(compiled.restore(images), restorer.restore(images), atol=1e-4, rtol=1e-4)
     assert len(calls) >= 4
+
+
+def test_a_folded_one_gives_the_same_with_tiles_too(folder, restorer):
+    folded, images = Restorer.load(folder, folded=True), torch.rand(2, 3, 64, 48)
+    assert isinstance(folded.generator, FoldedGenerator)
+    torch.testing.assert_close(folded.restore(images), restorer.restore(images), atol=1e-3, rtol=0)
+    large = torch.rand(1, 3, 64, 160)
+    tiled = folded.enable_tiling().restore(large)
+    assert not torch.equal(tiled, Restorer.load(folder, folded=True).restore(large))
+    torch.testing.assert_close(tiled, Restorer.load(folder).enable_tiling().restore(large), atol=1e-3, rtol=0)
 
 
 def test_tiles_are_for_pictures_larger_than_the_bases(folder, restorer):
