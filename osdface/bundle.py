@@ -214,20 +214,31 @@ def base_folder(folder: Path, config: BundleConfig) -> Path:
     return path
 
 
+def checked(folder: Path, check: bool = True) -> tuple[BundleConfig, Path]:
+    """The configuration and the base folder of a bundle, with all their digests compared unless `check=False`.
+
+    Raises UserError for a missing or changed file, or a base of another digest.
+    """
+    from osdface.base import base_digest
+
+    config = verify(folder) if check else read_config(folder)
+    base = base_folder(folder, config)
+    if check and base_digest(base) != config.base.sha256:
+        raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
+    return config, base
+
+
 def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[BundleConfig, "OneStepGenerator"]:
     """Read a bundle; with `trained=False`, the same generator as it was before its first training step.
 
     Raises UserError for a missing or changed file (`check=False` skips the digests), or a base of another digest.
     """
-    from osdface.base import base_digest, load_base
+    from osdface.base import load_base
     from osdface.generator import OneStepGenerator
     from osdface.vre import VisualEmbedder
 
     folder = Path(folder)
-    config = verify(folder) if check else read_config(folder)
-    base = base_folder(folder, config)
-    if check and base_digest(base) != config.base.sha256:
-        raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
+    config, base = checked(folder, check)
     shape = config.architecture()
     embedder = VisualEmbedder(shape.vre)
     _fill(embedder, folder / VRE)

@@ -10,6 +10,10 @@ from osdface.config import Strict
 # one pass; aligned: the picture is one aligned face.
 FaceMode = Literal["auto", "whole", "aligned"]
 ColourFix = Literal["none", "wavelet", "adain"]
+# plain: as published, LoRA merged; folded: faster on CPUs, rounded more coarsely; lean: folded, in little memory, the
+# UNet read anew at every pass (float32 on a CPU). docs/speed.md has figures.
+Execution = Literal["plain", "folded", "lean"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Wishes(Strict):

@@ -7,6 +7,7 @@ device, which computes shapes and no values: the full size takes seconds and no 
 import math
 import resource
 import time
+from pathlib import Path
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -176,4 +177,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that this process has had in memory, or that torch has had allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would begin with what the parent had when it started this process
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

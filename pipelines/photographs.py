@@ -20,7 +20,7 @@ from osdface import bundle, config, detectors, files, photograph, picturefile, p
 from osdface.config import Strict
 from osdface.errors import UserError
 from osdface.imagefile import MAX_PIXELS, ImageError
-from osdface.modes import Wishes
+from osdface.modes import Dtype, Execution, Wishes
 from osdface.photograph import Plan
 from osdface.picturefile import Picture
 from pipelines import sources
@@ -40,7 +40,7 @@ class Order(Strict):
     """What is made of every picture.
 
     model: a bundle's folder. no_face: what becomes of a picture without a face to restore. seed: of the noise where
-    the latent is sampled. max_pixels: of a picture, from its header.
+    the latent is sampled. execution, dtype: as `Restorer.load` has them. max_pixels: of a picture, from its header.
     """
 
     model: Path
@@ -48,6 +48,8 @@ class Order(Strict):
     no_face: Literal["copy", "skip"] = "copy"
     latent: Literal["mode", "sample"] = "mode"
     seed: int = 0
+    execution: Execution = "plain"
+    dtype: Dtype = "float32"
     max_pixels: int = MAX_PIXELS
 
     def digest(self) -> str:
@@ -84,7 +86,8 @@ def load(order: Order) -> "Restorer":
 
     from osdface.restorer import Restorer
 
-    return Restorer.load(order.model, "cuda" if torch.cuda.is_available() else "cpu", latent=order.latent)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Restorer.load(order.model, device, order.dtype, order.latent, execution=order.execution)
 
 
 def run(tasks: Iterable[Task], order: Order, restorer: "Restorer", threads: int = 2) -> Iterator[Row]:

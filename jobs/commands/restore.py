@@ -7,7 +7,7 @@ import typer
 
 from jobs import console, options
 from osdface.errors import UsageError, UserError
-from osdface.modes import ColourFix, FaceMode, Wishes
+from osdface.modes import ColourFix, Dtype, Execution, FaceMode, Wishes
 
 ARCHIVES = (".zip", ".tar")
 
@@ -33,6 +33,11 @@ def restore(
     colour_fix: Annotated[ColourFix, typer.Option(help="Give restored faces the colours they had.")] = "none",
     latent: Annotated[Literal["mode", "sample"], typer.Option(help="The encoder's mean, or a draw (--seed).")] = "mode",
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    execution: Annotated[
+        Execution,
+        typer.Option(help="As published; faster on CPUs, rounded more coarsely; or that in half the memory."),
+    ] = "plain",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the networks; less than float32 is for GPUs.")] = "float32",
     detector: Annotated[
         str, typer.Option(help="dlib, dlib-cnn, or insightface:PACK where you have its files.")
     ] = "dlib",
@@ -59,7 +64,9 @@ def restore(
         if wishes != Wishes(faces=faces) or address:
             raise UsageError("--url takes --faces, --out and --compare alone: the rest is for a model here")
         return _at_endpoint(picture, out, url, faces, compare)
-    order = restoring.order(model or "", wishes, no_face=no_face, latent=latent, seed=seed)
+    order = restoring.order(
+        model or "", wishes, no_face=no_face, latent=latent, seed=seed, execution=execution, dtype=dtype
+    )
     many = picture.is_dir() or picture.suffix.lower() in ARCHIVES
     if compare and many and compare.suffix:
         raise UsageError(f"{compare}: of many pictures, --compare is a folder")

@@ -1,5 +1,6 @@
 """Picture in, picture out, with a small model of random weights."""
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -275,13 +276,28 @@ def test_compiled_networks_give_the_same(folder, restorer):
 
 
 def test_a_folded_one_gives_the_same_with_tiles_too(folder, restorer):
-    folded, images = Restorer.load(folder, folded=True), torch.rand(2, 3, 64, 48)
+    folded, images = Restorer.load(folder, execution="folded"), torch.rand(2, 3, 64, 48)
     assert isinstance(folded.generator, FoldedGenerator)
     torch.testing.assert_close(folded.restore(images), restorer.restore(images), atol=1e-3, rtol=0)
     large = torch.rand(1, 3, 64, 160)
     tiled = folded.enable_tiling().restore(large)
-    assert not torch.equal(tiled, Restorer.load(folder, folded=True).restore(large))
+    assert not torch.equal(tiled, Restorer.load(folder, execution="folded").restore(large))
     torch.testing.assert_close(tiled, Restorer.load(folder).enable_tiling().restore(large), atol=1e-3, rtol=0)
+
+
+def test_a_lean_one_gives_the_same_and_says_what_it_is_not_for(folder, restorer, tmp_path):
+    lean, images = Restorer.load(folder, execution="lean"), torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(lean.restore(images), restorer.restore(images), atol=1e-3, rtol=0)
+    assert lean.config == restorer.config
+    for wrong in ({"dtype": "bfloat16"}, {"trained": False}):
+        with pytest.raises(UsageError, match="lean' is for trained models on a CPU in float32"):
+            Restorer.load(folder, execution="lean", **wrong)
+    with pytest.raises(UsageError, match="execution 'fast' does not exist; known: plain, folded, lean"):
+        Restorer.load(folder, execution="fast")
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / bundle.ADAPTER).write_bytes(b"x")
+    with pytest.raises(UserError, match="differs from what"):
+        Restorer.load(damaged, execution="lean")
 
 
 def test_tiles_are_for_pictures_larger_than_the_bases(folder, restorer):

@@ -265,6 +265,14 @@ def test_a_seed_decides_where_the_latent_is_drawn(run, source, tmp_path):
     assert (made[0] != made[2]).any()
 
 
+def test_other_executions_give_the_same_picture_nearly(run, source, tmp_path):
+    made = []
+    for execution in ("plain", "folded", "lean"):
+        run(source / "a.png", "--out", tmp_path / f"{execution}.png", "--execution", execution)
+        made.append(read_image((tmp_path / f"{execution}.png").read_bytes()).astype(int))
+    assert max(abs(made[0] - other).max() for other in made[1:]) <= 1
+
+
 def test_a_folder_of_the_worlds_worst(tmp_path, bundle_folder):
     """Each file has its row, none ends the run, and only pictures are written."""
     outcomes = hostile.write_hostile(tmp_path / "in")
