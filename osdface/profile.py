@@ -7,10 +7,10 @@ device, which computes shapes and no values: the full size takes seconds and no 
 import math
 import resource
 import time
-from pathlib import Path
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
