@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdface import bundle, presets
-from osdface.base import load_base
+from osdface import bundle, identity, presets
+from osdface.base import Base, load_base
 from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
-from osdface.discriminators import LatentDiscriminator
+from osdface.discriminators import LatentDiscriminator, LatentOptions
+from osdface.errors import UsageError, UserError
 from osdface.generator import LatentChoice, OneStepGenerator
-from osdface.identity import DlibIdentity, chips_from_aligned
-from osdface.losses import adversarial
+from osdface.losses import adversarial, perceptual
+from osdface.losses.adversarial import LatentLoss
 from osdface.losses.identity import identity_loss
-from osdface.losses.perceptual import EdgeAwareDISTS, Grey
-from osdface.vre import VisualEmbedder
+from osdface.losses.perceptual import FeatureChoice, Grey, Kind, PerceptualDistance
+from osdface.presets import VISUAL_PROMPTS
+from osdface.prompts import PromptChoice, read_embedder
 from pipelines.report import sheet_of_tensors
 from pipelines.tracking import git_revision
 from pipelines.train_vre import load_vre
@@ -31,27 +33,78 @@ class OSDLosses(Strict):
     """Weights of eq. 12; the paper gives none. A weight of 0 leaves the term, and its network, out."""
 
     mse: float = 1.0
-    ea_dists: float = 1.0  # eq. 14; needs the DISTS and VGG16 weights
-    identity: float = 0.1  # eq. 13; with dlib's network, where the paper has an ArcFace
-    adversarial: float = 0.01  # eq. 15
-    grey: Grey = "mean"  # how EA-DISTS sees edges; both published variants
+    perceptual: float = 1.0  # eq. 14, lambda_per
+    identity: float = 0.1  # eq. 13, lambda_ID
+    adversarial: float = 0.01  # eq. 15, lambda_dis
+
+
+class Perceptual(Strict):
+    """The perceptual term. "ea_dists" is the paper's; the others are table 5's and its ancestors'.
+
+    features: VGG16, as published, or dlib's face network; "auto" is VGG16 if its files are there. grey: how edges see
+    colours; the published program has both.
+    """
+
+    kind: Kind = "ea_dists"
+    features: FeatureChoice = "auto"
+    grey: Grey = "mean"
+
+
+class Adversarial(LatentOptions):
+    """The adversarial terms. timesteps: t of eq. 15 and 16, both ends included; "t in [0, T]" in the paper."""
+
+    loss: LatentLoss = "softplus"
+    timesteps: tuple[int, int] = (0, 999)
 
 
 class OSDConfig(TrainConfig):
-    """Configuration of `osdface train osd`."""
+    """Configuration of `osdface train osd`.
 
-    base: Path
-    vre: Path
+    init: a bundle whose LoRA, adapter, prompts and base training starts from; then neither base nor vre is given.
+    identity_network: "auto" is an ArcFace if its file is there, as in the paper, else dlib's network.
+    """
+
+    base: Path | None = None
+    vre: Path | None = None
+    init: Path | None = None
+    prompt: PromptChoice = PromptChoice()
     duration: Duration
     generator: Optimizer
     discriminator: Optimizer
     losses: OSDLosses = OSDLosses()
+    perceptual: Perceptual = Perceptual()
+    identity_network: str = "auto"
+    adversarial: Adversarial = Adversarial()
     latent: LatentChoice = "sample"  # of the LQ picture; the published program samples
-    timesteps: tuple[int, int] = (0, 999)  # t of eq. 15 and 16, both ends included
+
+    def settled(self) -> "OSDConfig":
+        """With the features and the identity network by name."""
+        features = perceptual.choose_features(self.perceptual.features, self.perceptual.kind)
+        return self.model_copy(
+            update={
+                "perceptual": self.perceptual.model_copy(update={"features": features}),
+                "identity_network": identity.choose(self.identity_network),
+            }
+        )
 
     def weights(self) -> list[str]:
-        wanted = {"ea_dists": ["dists", "vgg16"], "identity": ["dlib_identity"]}
-        return [name for term, names in wanted.items() if getattr(self.losses, term) for name in names]
+        chosen, wanted = self.settled(), []
+        if self.losses.perceptual:
+            wanted += perceptual.needed(chosen.perceptual.kind, chosen.perceptual.features)
+        if self.losses.identity:
+            wanted += identity.needed(chosen.identity_network)
+        return list(dict.fromkeys(wanted))
+
+    def check(self) -> None:
+        """Raise UsageError unless it says what to start from, once."""
+        if self.init and (self.base or self.vre):
+            raise UsageError("--init starts from a bundle, which has its base and its VRE: leave out --base and --vre")
+        if not self.init and not self.base:
+            raise UsageError("give --base (a diffusers folder) and --vre, or a bundle to start from as --init")
+        visual = self.prompt.kind in VISUAL_PROMPTS
+        if not self.init and visual != bool(self.vre):
+            needs = "need a trained VRE: give --vre" if visual else "look at no picture: leave out --vre"
+            raise UsageError(f"prompts of kind '{self.prompt.kind}' {needs}")
 
 
 class OSDStage:
@@ -60,67 +113,123 @@ class OSDStage:
     Config = OSDConfig
 
     def __init__(self, config: OSDConfig, device: torch.device, origin: dict[str, Any]):
-        self.config, self.origin = config, origin
+        config.check()
+        self.config, self.origin = config.settled(), origin
         preset = presets.preset(config.preset)
-        base = load_base(config.base)
-        embedder = VisualEmbedder.from_autoencoder(load_vre(config.vre, preset))
-        self.discriminator = LatentDiscriminator(base.unet, preset.latent_discriminator, config.seed).to(device)
-        self.generator = OneStepGenerator.from_parts(preset, base, embedder, config.seed).to(device)
+        start = bundle.read_config(config.init) if config.init else None
+        self.base_folder = bundle.base_folder(config.init, start) if config.init and start else Path(config.base or "")
+        self.seed = start.seed if start else config.seed  # of the generator before any training
+        base = load_base(self.base_folder)
+        self.discriminator = LatentDiscriminator(
+            base.unet, preset.latent_discriminator, config.seed, config.adversarial
+        ).to(device)
+        self.generator = self._generator(preset, base).to(device)
         self.alpha_bar = base.scheduler.alphas_cumprod.to(device)
-        weights = config.losses
-        self.ea_dists = EdgeAwareDISTS(weights.grey).to(device) if weights.ea_dists else None
-        self.identity = DlibIdentity().to(device) if weights.identity else None
+        if config.activation_checkpointing:
+            self.generator.enable_gradient_checkpointing()
+            self.discriminator.enable_gradient_checkpointing()
+        losses, wanted = self.config.losses, self.config.perceptual
+        self.perceptual = (
+            PerceptualDistance(wanted.kind, wanted.features, wanted.grey).to(device) if losses.perceptual else None
+        )
+        self.identity = identity.load(self.config.identity_network).to(device) if losses.identity else None
+
+    def _generator(self, preset: presets.Preset, base: Base) -> OneStepGenerator:
+        config = self.config
+        if config.init:
+            start, generator = bundle.load_trainable(config.init, base)
+            if start.preset != config.preset or start.prompt != config.prompt.kind:
+                raise UserError(
+                    f"{config.init}: a bundle of preset '{start.preset}' with prompts of kind '{start.prompt}'; set "
+                    f"preset and prompt.kind to these (they are '{config.preset}' and '{config.prompt.kind}')"
+                )
+            return generator
+        preset = preset.model_copy(update={"prompt": config.prompt.kind})
+        width = base.unet.config.cross_attention_dim
+        autoencoder = load_vre(config.vre, preset) if config.vre else None
+        embedder = read_embedder(config.prompt, preset.vre, width, autoencoder)
+        return OneStepGenerator.from_parts(preset, base, embedder, config.seed)
 
     def state(self) -> dict[str, Tensor]:
         modules = nn.ModuleDict({"generator": self.generator, "discriminator": self.discriminator})
         return {name: parameter for name, parameter in modules.named_parameters() if parameter.requires_grad}
 
     def phases(self) -> Iterator[Phase]:
-        engines = {
-            "generator": (self.generator, self.config.generator),
-            "discriminator": (self.discriminator, self.config.discriminator),
-        }
+        engines: dict[str, tuple[nn.Module, Optimizer]] = {"generator": (self.generator, self.config.generator)}
+        if self.config.losses.adversarial:
+            engines["discriminator"] = (self.discriminator, self.config.discriminator)
         yield Phase("osd", self.config.duration, engines, self.step)
 
     def step(self, step: Step) -> Metrics:
         """One generator step (eq. 12), then one discriminator step (eq. 16) on the same pictures."""
-        generator, discriminator = step.engines["generator"], step.engines["discriminator"]
-        lq = step.batch["lq"]
-        sampled = self.config.latent == "sample"
-        restored = generator(lq, step.draw(torch.randn, self.generator.latent_shape(lq)) if sampled else None)
-        losses = self._reconstruction(restored.image, step.batch["hq"])
-        prompt = restored.prompt.detach()
-        with frozen(discriminator.module) as judge:
-            losses["adversarial"] = adversarial.generator_loss(judge(*self._diffused(step, restored.latent), prompt))
-        weights = self.config.losses
-        generator.backward(sum(getattr(weights, name) * loss for name, loss in losses.items()))
+        generator, discriminator = step.engines["generator"], step.engines.get("discriminator")
+        restored = generator(step.batch["lq"], **self._known(step))
+        terms = self._compared(restored.image, step.batch["hq"])
+        if discriminator:
+            with frozen(discriminator.module) as judge:
+                logits = judge(*self._diffused(step, restored.latent), restored.prompt.detach())
+            terms["adversarial"] = adversarial.generator_loss(logits, self.config.adversarial.loss)
+        generator.backward(sum(getattr(self.config.losses, name) * loss for name, loss in terms.items()))
         generator.step()
+        metrics = self._named(terms)
+        return metrics | self._judge(step, discriminator, restored) if discriminator else metrics
 
-        with torch.no_grad():
-            z = self.generator.encode(step.batch["hq"])
+    def _judge(self, step: Step, discriminator: Any, restored: Any) -> Metrics:
+        """The discriminator's step (eq. 16)."""
+        prompt, z = restored.prompt.detach(), step.batch.get("hq_latent")
+        if z is None:
+            with torch.no_grad():
+                z = self.generator.encode(step.batch["hq"])
         real = discriminator(*self._diffused(step, z), prompt)
         fake = discriminator(*self._diffused(step, restored.latent.detach()), prompt)
-        loss = adversarial.discriminator_loss(real, fake)
+        loss = adversarial.discriminator_loss(real, fake, self.config.adversarial.loss)
         discriminator.backward(loss)
         discriminator.step()
-        accuracy = {"accuracy_real": (real > 0).float().mean(), "accuracy_fake": (fake < 0).float().mean()}
-        return {name: value.detach() for name, value in losses.items()} | {"discriminator": loss.detach()} | accuracy
+        return {
+            "discriminator": loss.detach(),
+            "accuracy_real": (real > 0).float().mean(),
+            "accuracy_fake": (fake < 0).float().mean(),
+        }
 
-    def _reconstruction(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The terms of eq. 12 that compare pictures."""
-        losses = {"mse": F.mse_loss(restored, target)}
+    def _known(self, step: Step) -> dict[str, Tensor | None]:
+        """What the generator need not compute: noise where the latent is sampled; latent and codes from a cache."""
+        batch, sampled = step.batch, self.config.latent == "sample"
+        noise = step.draw(torch.randn, self.generator.latent_shape(batch["lq"])) if sampled else None
+        if "lq_mean" not in batch:
+            return {"noise": noise}
+        z = batch["lq_mean"] if noise is None else batch["lq_mean"] + batch["lq_std"] * noise.to(batch["lq_mean"])
+        return {"z": z, "codes": batch["codes"]}
+
+    def _compared(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms of eq. 12 that compare pictures, by their names in `losses`."""
+        terms = {"mse": F.mse_loss(restored, target)}
         unit = (restored / 2 + 0.5, target / 2 + 0.5)
-        if self.ea_dists:
-            losses["ea_dists"] = self.ea_dists(*unit)
+        if self.perceptual:
+            terms["perceptual"] = self.perceptual(*unit)
         if self.identity:
-            losses["identity"] = identity_loss(self.identity, *(chips_from_aligned(images) for images in unit))
-        return losses
+            terms["identity"] = identity_loss(self.identity, *(self.identity.chips(images) for images in unit))
+        return terms
+
+    def _named(self, terms: dict[str, Tensor]) -> Metrics:
+        """The terms under names that tell the network that computed them: "ea_dists.dlib", "identity.dlib"."""
+        names = {
+            "perceptual": self.perceptual.name if self.perceptual else "",
+            "identity": f"identity.{self.config.identity_network}",
+        }
+        return {names.get(name, name): value.detach() for name, value in terms.items()}
 
     def _diffused(self, step: Step, z: Tensor) -> tuple[Tensor, Tensor]:
         """F(z, t) of eq. 15 and 16 at a random t for each picture, and that t."""
-        first, last = self.config.timesteps
+        first, last = self.config.adversarial.timesteps
         t = step.draw(functools.partial(torch.randint, first, last + 1), z.shape[:1])
         return forward_diffusion(z, step.draw(torch.randn, z.shape), self.alpha_bar[t]), t
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Any]) -> Metrics:
+        """The terms that compare pictures, with the latent's mode, and PSNR in dB over [-1, 1]."""
+        restored, target = self.generator(batch["lq"]).image, batch["hq"]
+        psnr = -10 * ((restored.clamp(-1, 1) - target) / 2).square().mean((1, 2, 3)).log10().mean()
+        return self._named(self._compared(restored, target)) | {"psnr": psnr}
 
     @torch.no_grad()
     def drawings(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -128,15 +237,10 @@ class OSDStage:
         restored = self.generator(batch["lq"]).image
         return {"sheet": sheet_of_tensors({"LQ": batch["lq"], "restored": restored, "HQ": batch["hq"]})}
 
-    @torch.no_grad()
-    def validate(self, batch: dict[str, Any]) -> Metrics:
-        """MSE of the restored pictures."""
-        return {"mse": F.mse_loss(self.generator(batch["lq"]).image, batch["hq"])}
-
     def save(self, folder: Path) -> None:
         """The model bundle."""
         provenance = bundle.Provenance(**self.origin, git_revision=git_revision())
-        config = self.config
         bundle.save(
-            self.generator, folder, preset=config.preset, seed=config.seed, base=config.base, provenance=provenance
-        )
+            self.generator, folder, preset=self.config.preset, seed=self.seed, base=self.base_folder,
+            provenance=provenance,
+        )  # fmt: skip
