@@ -78,6 +78,37 @@ def check_base(folder: Path) -> None:
         )
 
 
+def check_architecture(folder: Path) -> None:
+    """Raise UserError unless the base's own configurations make a generator: read before anything is loaded.
+
+    VAE and UNet must agree on latents, the UNet must take a prompt and nothing beside it, and predict noise (eq. 1).
+    """
+    check_base(folder)
+    unet, vae, scheduler = (_configuration(folder, part) for part in ("unet", "vae", "scheduler"))
+    wrong = {
+        f"its UNet takes {unet.get('in_channels')} channels, its VAE makes {vae.get('latent_channels', 4)}": (
+            unet.get("in_channels") != vae.get("latent_channels", 4)
+        ),
+        "its UNet needs sizes and a pooled text beside the prompt, as SDXL's does": unet.get("addition_embed_type"),
+        f"it predicts {scheduler.get('prediction_type')}, not epsilon": (
+            scheduler.get("prediction_type", "epsilon") != "epsilon"
+        ),
+    }
+    if reasons := [reason for reason, holds in wrong.items() if holds]:
+        raise UserError(f"{folder}: of another architecture: {reasons[0]}; give SD 2.1-base or one made like it")
+
+
+def _configuration(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a configuration")
+    return found
+
+
 def save_base(base: Base, folder: Path) -> None:
     """Write a diffusers folder aside, then rename it into place (an older one there is replaced)."""
     temporary = aside(folder)

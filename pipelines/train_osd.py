@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface import bundle, identity, presets
-from osdface.base import Base, load_base
+from osdface.base import Base, check_architecture, load_base
 from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
 from osdface.discriminators import LatentDiscriminator, LatentOptions
@@ -96,7 +96,22 @@ class OSDConfig(TrainConfig):
         return list(dict.fromkeys(wanted))
 
     def check(self) -> None:
-        """Raise UsageError unless it says what to start from, once."""
+        """Look at what training reads before a worker does: base, VRE or bundle, and the networks of the losses.
+
+        Raises UsageError where the configuration does not say what to start from, once; UserError or MissingWeights
+        naming the file that is missing, damaged, or of another network.
+        """
+        self._check_start()
+        preset = presets.preset(self.preset)
+        if self.init:
+            bundle.verify(self.init)
+        else:
+            check_architecture(self.base or Path())
+        if self.vre:
+            load_vre(self.vre, preset)
+        _networks(self.settled())
+
+    def _check_start(self) -> None:
         if self.init and (self.base or self.vre):
             raise UsageError("--init starts from a bundle, which has its base and its VRE: leave out --base and --vre")
         if not self.init and not self.base:
@@ -107,13 +122,22 @@ class OSDConfig(TrainConfig):
             raise UsageError(f"prompts of kind '{self.prompt.kind}' {needs}")
 
 
+def _networks(config: OSDConfig) -> tuple[PerceptualDistance | None, identity.IdentityNetwork | None]:
+    """The frozen networks of a settled configuration's losses; None where a loss is off."""
+    losses, wanted = config.losses, config.perceptual
+    features: Any = wanted.features
+    return (
+        PerceptualDistance(wanted.kind, features, wanted.grey) if losses.perceptual else None,
+        identity.load(config.identity_network) if losses.identity else None,
+    )
+
+
 class OSDStage:
     """One phase: generator and discriminator in alternate steps, an engine each."""
 
     Config = OSDConfig
 
     def __init__(self, config: OSDConfig, device: torch.device, origin: dict[str, Any]):
-        config.check()
         self.config, self.origin = config.settled(), origin
         preset = presets.preset(config.preset)
         start = bundle.read_config(config.init) if config.init else None
@@ -128,11 +152,7 @@ class OSDStage:
         if config.activation_checkpointing:
             self.generator.enable_gradient_checkpointing()
             self.discriminator.enable_gradient_checkpointing()
-        losses, wanted = self.config.losses, self.config.perceptual
-        self.perceptual = (
-            PerceptualDistance(wanted.kind, wanted.features, wanted.grey).to(device) if losses.perceptual else None
-        )
-        self.identity = identity.load(self.config.identity_network).to(device) if losses.identity else None
+        self.perceptual, self.identity = (network and network.to(device) for network in _networks(self.config))
 
     def _generator(self, preset: presets.Preset, base: Base) -> OneStepGenerator:
         config = self.config
@@ -144,9 +164,10 @@ class OSDStage:
                     f"preset and prompt.kind to these (they are '{config.preset}' and '{config.prompt.kind}')"
                 )
             return generator
-        preset = preset.model_copy(update={"prompt": config.prompt.kind})
-        width = base.unet.config.cross_attention_dim
         autoencoder = load_vre(config.vre, preset) if config.vre else None
+        shape = autoencoder.shape if autoencoder else preset.vre
+        preset = preset.model_copy(update={"prompt": config.prompt.kind, "vre": shape})
+        width = base.unet.config.cross_attention_dim
         embedder = read_embedder(config.prompt, preset.vre, width, autoencoder)
         return OneStepGenerator.from_parts(preset, base, embedder, config.seed)
 

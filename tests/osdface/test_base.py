@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from osdface import presets
-from osdface.base import base_digest, load_base, new_base, save_base
+from osdface.base import base_digest, check_architecture, load_base, new_base, save_base
 from osdface.errors import UserError
 
 
@@ -67,3 +67,21 @@ def test_pickled_weights_are_not_read(folder):
     path.unlink()
     with pytest.raises(UserError, match="cannot be read as a base model"):
         load_base(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, its VAE makes 4"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "as SDXL's does"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts v_prediction, not epsilon"),
+    ],
+)
+def test_a_base_of_another_architecture_is_refused_from_its_configuration(folder, file, change, message):
+    check_architecture(folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        check_architecture(folder)
+    (folder / file).write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a configuration"):
+        check_architecture(folder)
