@@ -1,5 +1,7 @@
 """What every identity network offers."""
 
+from typing import Self
+
 from torch import Tensor, nn
 
 
@@ -15,6 +17,11 @@ class IdentityNetwork(nn.Module):
         """FFHQ-aligned pictures (B, 3, S, S) in [0, 1], RGB, of any size -> what `forward` takes; differentiable."""
         raise NotImplementedError
 
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: it stays as `freeze` left it, also as a part of a module that is trained."""
+        return self
+
     def freeze(self) -> None:
         """No dropout, no statistics of the batch, no gradient to the parameters."""
-        self.eval().requires_grad_(False)
+        super().train(False)
+        self.requires_grad_(False)
