@@ -42,9 +42,9 @@ def walk(generator: OneStepGenerator, images: Tensor, watch: Callable[[str], Abs
     with watch("vae_encoder"):
         z = generator.encode(images)
     with watch("vre"):
-        codes = generator.codes(images)
+        codes = generator.embedder(images)
     with watch("adapter"):
-        prompt = generator.prompt(codes)
+        prompt = generator.adapter(codes)
     with watch("unet"):
         z = generator.denoise(z, prompt)
     with watch("vae_decoder"):
