@@ -72,7 +72,12 @@ class VectorQuantizer(nn.Module):
         return self.embedding(index.gather(1, order))
 
 
-def perplexity(indices: Tensor, codes: int) -> Tensor:
-    """exp of the entropy of code use: 1 when one code does everything, `codes` when all are used alike."""
-    share = torch.bincount(indices.flatten(), minlength=codes) / indices.numel()
+def code_counts(indices: Tensor, codes: int) -> Tensor:
+    """How often each of `codes` codes comes: (codes,) int64."""
+    return torch.bincount(indices.flatten(), minlength=codes)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of code use: 1 when one code does everything, their number when all are used alike."""
+    share = counts / counts.sum()
     return (-(share * (share + 1e-10).log()).sum()).exp()
