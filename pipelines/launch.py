@@ -25,7 +25,8 @@ from pipelines import cluster, tracking
 from pipelines.pairs.manifest import read_manifest
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
-from pipelines.training import Progress, TrainConfig, Worker
+from pipelines.training import TrainConfig
+from pipelines.training.worker import Progress, Worker
 
 RECEIPT = "training.json"  # beside every output: what run made it from what
 

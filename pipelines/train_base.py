@@ -47,7 +47,7 @@ class BaseStage:
         self.prompt = torch.zeros(1, preset.vre.prompts, self.base.unet.config.cross_attention_dim, device=device)
 
     def state(self) -> dict[str, Tensor]:
-        return self.modules.state_dict()
+        return self.modules.state_dict(keep_vars=True)
 
     def phases(self) -> Iterator[Phase]:
         yield Phase("vae", self.config.vae, {"vae": (self.base.vae, self.config.vae_optimizer)}, self._vae_step)
@@ -89,9 +89,14 @@ class BaseStage:
         return float(self.base.vae.encode(images.to(next(self.base.vae.parameters()))).latent_dist.mode().std())
 
     @torch.no_grad()
-    def sheet(self, batch: dict[str, Any]) -> np.ndarray:
+    def drawings(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """HQ picture | through the VAE."""
-        return sheet_of_tensors({"HQ": batch["hq"], "VAE": self.base.vae(batch["hq"]).sample})
+        return {"sheet": sheet_of_tensors({"HQ": batch["hq"], "VAE": self.base.vae(batch["hq"]).sample})}
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Any]) -> Metrics:
+        """L1 of the VAE's reconstruction."""
+        return {"l1": F.l1_loss(self.base.vae(batch["hq"]).sample, batch["hq"])}
 
     def save(self, folder: Path) -> None:
         save_base(self.base, folder)

@@ -123,10 +123,15 @@ class OSDStage:
         return forward_diffusion(z, step.draw(torch.randn, z.shape), self.alpha_bar[t]), t
 
     @torch.no_grad()
-    def sheet(self, batch: dict[str, Any]) -> np.ndarray:
+    def drawings(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """LQ | restored | HQ."""
         restored = self.generator(batch["lq"]).image
-        return sheet_of_tensors({"LQ": batch["lq"], "restored": restored, "HQ": batch["hq"]})
+        return {"sheet": sheet_of_tensors({"LQ": batch["lq"], "restored": restored, "HQ": batch["hq"]})}
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Any]) -> Metrics:
+        """MSE of the restored pictures."""
+        return {"mse": F.mse_loss(self.generator(batch["lq"]).image, batch["hq"])}
 
     def save(self, folder: Path) -> None:
         """The model bundle."""

@@ -77,7 +77,8 @@ class VREStage:
         self.perceptual = VGG19Distance().to(device) if config.losses.perceptual else None
 
     def state(self) -> dict[str, Tensor]:
-        return nn.ModuleDict({"autoencoders": self.autoencoders, "discriminators": self.discriminators}).state_dict()
+        modules = nn.ModuleDict({"autoencoders": self.autoencoders, "discriminators": self.discriminators})
+        return modules.state_dict(keep_vars=True)
 
     def phases(self) -> Iterator[Phase]:
         yield self._phase("hq", self.config.hq, ["hq"])
@@ -143,13 +144,18 @@ class VREStage:
         return total, metrics
 
     @torch.no_grad()
-    def sheet(self, batch: dict[str, Any]) -> np.ndarray:
+    def drawings(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """HQ | reconstructed | LQ | reconstructed."""
         images = {name: self._resized(batch[name]) for name in ("hq", "lq")}
         coded = self.autoencoders(images)
-        return sheet_of_tensors(
-            {"HQ": images["hq"], "HQ coded": coded["hq"].image, "LQ": images["lq"], "LQ coded": coded["lq"].image}
-        )
+        columns = {"HQ": images["hq"], "HQ coded": coded["hq"].image, "LQ": images["lq"], "LQ coded": coded["lq"].image}
+        return {"sheet": sheet_of_tensors(columns)}
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Any]) -> Metrics:
+        """L1 of each branch's reconstruction."""
+        images = {name: self._resized(batch[name]) for name in ("hq", "lq")}
+        return {f"{name}_l1": F.l1_loss(out.image, images[name]) for name, out in self.autoencoders(images).items()}
 
     def _resized(self, images: Tensor) -> Tensor:
         """Pictures at the tokenizer's own size."""

@@ -15,7 +15,8 @@ from osdface.config import parse
 from osdface.errors import UsageError, UserError
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
-from pipelines.training import Duration, Optimizer, Step, Worker, engine, frozen
+from pipelines.training import Duration, Optimizer, Step, frozen
+from pipelines.training.worker import Worker, engine
 
 CPU = torch.device("cpu")
 ADAM = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}

@@ -1,179 +1,25 @@
-"""What every training stage shares in a worker: DeepSpeed engines, data order, checkpoints, resume, reporting.
+"""The loop of one training worker."""
 
-A stage is a sequence of phases; a phase is a number of steps over some modules, an engine for each. Stages live in
-train_base.py, train_vre.py and train_osd.py and know nothing of Ray; launch.py starts the workers.
-"""
-
-import contextlib
 import json
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from osdface.config import Strict, digest
+from osdface.config import digest
 from osdface.errors import UserError
 from pipelines import tracking
-from pipelines.pairs.manifest import Location
 from pipelines.pairs.reading import PairDataset, ShuffledBatches
-from pipelines.synthesize.config import Virtual
+from pipelines.training.config import Optimizer, TrainConfig
+from pipelines.training.stage import Metrics, Phase, Stage, Step
 
-Metrics = dict[str, Tensor]
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-class Duration(Strict):
-    """How long a phase lasts: `steps`, or `epochs` over the training split."""
-
-    steps: int | None = Field(None, ge=0)
-    epochs: float | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _one(self) -> "Duration":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("a duration is either steps or epochs: give exactly one of the two")
-        return self
-
-    def resolve(self, steps_per_epoch: int) -> int:
-        """The number of optimisation steps."""
-        return self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
-
-
-class Optimizer(Strict):
-    """Adam, AdamW or SGD, and how its steps are taken.
-
-    clip: limit of the gradient's norm (0: none; DeepSpeed's own default would be 1). warmup: steps over which the
-    learning rate rises from 0. schedule: "cosine" lets it fall to 0 by the phase's last step; the paper names none.
-    """
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
-
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if self.name == "sgd":
-            return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
-        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, betas=self.betas, weight_decay=self.weight_decay)
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at a step of a phase of `steps`."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
-        return rise * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else rise
-
-
-class TrainConfig(Strict):
-    """What every stage's configuration has.
-
-    data: a pair dataset's folder or URL; or `{mode: virtual, sources: [...], ...}`: pairs made as they are read.
-    """
-
-    preset: str
-    data: Location | Virtual
-    out: Path
-    seed: int = 0
-    batch_size: int  # pictures a step over all workers
-    workers: int = 2
-    cpus_per_worker: float = 0.5
-    gpus_per_worker: float = 0
-    threads: int = 1  # CPU threads of a worker
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    zero_stage: Literal[0, 1, 2] = 0
-    checkpoint_every: int = 1000
-    log_every: int = 10
-    max_failures: int = 0  # how often Ray Train restarts a failed worker group from the last checkpoint
-
-    @property
-    def folder(self) -> str:
-        """The dataset's place; of virtual data once it has its index."""
-        assert isinstance(self.data, str), "virtual data has no place before `launch` indexes it"
-        return self.data
-
-    def weights(self) -> list[str]:
-        """The third-party weight files (names in `osdface.weights`) that this configuration needs."""
-        return []
-
-
-@dataclass
-class Phase:
-    """One training phase. `engines` maps names to the modules trained and how; `step` does one optimisation step."""
-
-    name: str
-    duration: Duration
-    engines: dict[str, tuple[nn.Module, Optimizer]]
-    step: Callable[["Step"], Metrics]
-
-
-@dataclass
-class Step:
-    """What a phase's step function gets: this rank's pictures ((b, 3, S, S) in [-1, 1]), the engines, and noise."""
-
-    index: int
-    batch: dict[str, Any]
-    engines: dict[str, Any]
-    generator: torch.Generator
-    rank: int = 0
-    world: int = 1
-
-    def draw(self, sample: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
-        """This rank's slice of numbers drawn for the global batch, so that they do not depend on the world size.
-
-        `sample(shape, generator=...)` is torch.randn or alike; `shape` is the slice's, on the pictures' device.
-        """
-        count, *rest = shape
-        drawn = sample((count * self.world, *rest), generator=self.generator)
-        return drawn[self.rank * count : (self.rank + 1) * count].to(self.batch["hq"].device)
-
-
-class Stage(Protocol):
-    """A stage of training as the worker loop sees it; made by Stage(config, device, origin).
-
-    origin: {"runs": MLflow run ids by stage, "dataset_digest": ...}, what an output says it came from.
-    """
-
-    Config: type[TrainConfig]
-
-    def state(self) -> dict[str, Tensor]:
-        """The live tensors that training changes in any phase; never those of a frozen part."""
-
-    def phases(self) -> Iterator[Phase]:
-        """The phases in order; code between two yields runs when the former has ended (again after a resume)."""
-
-    def save(self, folder: Path) -> None:
-        """Write the stage's output."""
-
-    def sheet(self, batch: dict[str, Any]) -> np.ndarray:
-        """A picture of what the stage does to a few validation pictures, uint8 RGB."""
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The module with all parameters frozen: how a generator's step passes through its discriminator.
-
-    Always the module inside an engine, never the engine: calling another engine in a step breaks or falsifies
-    DeepSpeed's gradients at every ZeRO stage.
-    """
-    thawed = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in thawed:
-        parameter.requires_grad_(False)
-    try:
-        yield module
-    finally:
-        for parameter in thawed:
-            parameter.requires_grad_(True)
 
 
 def engine(module: nn.Module, optimizer: Optimizer, config: TrainConfig, steps: int) -> Any:
@@ -300,4 +146,5 @@ class Worker:
         if self.rank == 0 and self.run:
             data = PairDataset(self.config.folder, "val")
             batch = self._to_device(data.batch(range(min(8, len(data)))))
-            self.run.image(f"sheets/{name}.png", self.stage.sheet(batch))
+            for drawing, image in self.stage.drawings(batch).items():
+                self.run.image(f"{drawing}/{name}.png", image)

@@ -1,0 +1,117 @@
+"""What every stage's configuration has: data, machines, precision, optimizers, durations, validation."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from osdface.config import Strict
+from pipelines.pairs.manifest import Location
+from pipelines.synthesize.config import Virtual
+
+
+class Duration(Strict):
+    """How long a phase lasts: `steps`, or `epochs` over the training split."""
+
+    steps: int | None = Field(default=None, ge=0)
+    epochs: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Duration":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a duration is either steps or epochs: give exactly one of the two")
+        return self
+
+    def resolve(self, steps_per_epoch: float) -> int:
+        """The number of optimisation steps."""
+        return self.steps if self.steps is not None else round((self.epochs or 0) * steps_per_epoch)
+
+
+class Optimizer(Strict):
+    """Adam, AdamW or SGD, and how its steps are taken.
+
+    clip: limit of the gradient's norm (0: none; DeepSpeed's own default would be 1). warmup: steps over which the
+    learning rate rises from 0. schedule: "cosine" lets it fall to 0 by the phase's last step; the paper names none.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.name == "sgd":
+            return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by at a step of a phase of `steps`."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        return rise * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else rise
+
+
+class Validation(Strict):
+    """What is measured and drawn on the first `pictures` pairs of the split "val", every `every` steps of a phase.
+
+    every: 0 validates before the first step and after the last one alone. best: the metric of `Stage.validate` by
+    which a best checkpoint is kept beside the last one; none: only the last ones are kept.
+    """
+
+    every: int = Field(default=0, ge=0)
+    pictures: int = Field(default=8, ge=1)
+    best: str | None = None
+    direction: Literal["max", "min"] = "max"
+
+
+class TrainConfig(Strict):
+    """What every stage's configuration has.
+
+    data: a pair dataset's folder or URL; or `{mode: virtual, sources: [...], ...}`: pairs made as they are read.
+    workers: 0 trains in this process, without Ray. ema: decay of an exponential moving average of all that is trained;
+    export: which of the two weights the output has, which may be chosen again after the end. Half precision is
+    DeepSpeed's, with fp32 weights partitioned over the ranks: zero_stage 0 is then the same as 1.
+    """
+
+    preset: str
+    data: Location | Virtual
+    out: Path
+    seed: int = 0
+    batch_size: int = Field(ge=1)  # pictures of an optimisation step over all workers and micro-batches
+    accumulation: int = Field(default=1, ge=1)  # micro-batches of an optimisation step on every worker
+    workers: int = Field(default=2, ge=0)
+    cpus_per_worker: float = 0.5
+    gpus_per_worker: float = 0
+    threads: int = 1  # CPU threads of a worker
+    readers: int = Field(default=1, ge=1)  # threads of a worker that read and decode pairs ahead of it
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # DeepSpeed's CPU offload; "parameters" with both
+    activation_checkpointing: bool = False
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    export: Literal["last", "ema"] = "last"
+    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    validation: Validation = Validation()
+    max_failures: int = 0  # how often Ray Train restarts a failed worker group from the last checkpoint
+
+    @property
+    def folder(self) -> str:
+        """The dataset's place; of virtual data once it has its index."""
+        assert isinstance(self.data, str), "virtual data has no place before `launch` indexes it"
+        return self.data
+
+    def settled(self) -> "TrainConfig":
+        """With every "auto" replaced by what this machine has; asked once, before the run gets its digest."""
+        return self
+
+    def weights(self) -> list[str]:
+        """The third-party weight files (names in `osdface.weights`) that this configuration needs."""
+        return []
