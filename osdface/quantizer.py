@@ -36,10 +36,11 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances of the positions of z (B, d, h, w) to every code: (B, h*w, codes)."""
-        tokens = z.flatten(2).transpose(1, 2)
-        codes = self.embedding.weight
-        return tokens.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * tokens @ codes.T
+        """Squared distances of the positions of z (B, d, h, w) to every code: (B, h*w, codes), in fp32."""
+        tokens = z.float().flatten(2).transpose(1, 2)
+        codes = self.embedding.weight.float()
+        with torch.autocast(z.device.type, enabled=False):  # half precision takes one code for another
+            return tokens.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * tokens @ codes.T
 
     def forward(self, z: Tensor, beta: float = 0.25, beta_on: BetaTerm = "commitment") -> Quantized:
         """Replace every position of z (B, d, h, w) by its nearest code."""

@@ -34,21 +34,15 @@ def gathered(x: Tensor) -> Tensor:
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d with the statistics of all ranks' rows, on any device (torch's own refuses a CPU).
 
-    Over the micro-batches that the ranks hold at one time: not over those that are accumulated one after another.
+    Over the micro-batches that the ranks hold at one time: not over those that are accumulated one after another. For
+    training alone: it keeps no running statistics.
     """
 
+    def __init__(self, channels: int):
+        super().__init__(channels, track_running_stats=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or count() == 1:
-            return super().forward(x)
         center = mean(x.mean((0, 2, 3), keepdim=True))
         variance = mean((x - center).square().mean((0, 2, 3), keepdim=True))
-        self._follow(center, variance, count() * x.numel() // x.shape[1])
         weight, bias = (parameter.reshape(1, -1, 1, 1) for parameter in (self.weight, self.bias))
         return (x - center) * (variance + self.eps).rsqrt() * weight + bias
-
-    @torch.no_grad()
-    def _follow(self, center: Tensor, variance: Tensor, rows: int) -> None:
-        """Move the running statistics, as BatchNorm2d does: with the unbiased variance."""
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(center.flatten(), self.momentum)
-        self.running_var.lerp_(variance.flatten() * (rows / (rows - 1)), self.momentum)

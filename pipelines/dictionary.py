@@ -14,6 +14,7 @@ from osdface.losses.association import found, similarity
 from pipelines.report import sheet, to_uint8
 
 BINS = 40
+Columns = dict[str, Sequence[np.ndarray] | np.ndarray]  # pictures, uint8 RGB, by title
 
 
 class CodeUse(nn.Module):
@@ -60,8 +61,9 @@ def draw_health(dictionaries: dict[str, Health]) -> np.ndarray:
         use.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1)
         use.set_title(f"{name}: positions of each code, {(counts > 0).sum()} of {len(counts)} used", fontsize=9)
         edges = np.histogram_bin_edges(np.concatenate([to_code, between]), BINS)
-        distance.hist(to_code, edges, density=True, alpha=0.6, label="position to its code")
-        distance.hist(between, edges, density=True, alpha=0.6, label="code to the nearest other")
+        distance.hist(to_code, edges, alpha=0.6, label="position to its code")
+        distance.hist(between, edges, alpha=0.6, label="code to the nearest other")
+        distance.set_yscale("log")
         distance.set_title(f"{name}: squared distances", fontsize=9)
         distance.legend(fontsize=8)
         unused.hist(age, BINS)
@@ -83,7 +85,7 @@ def draw_association(images: dict[str, Tensor], hq: Tensor, lq: Tensor) -> np.nd
     y, x = np.divmod(np.arange(height * width), width)
     colours = np.stack([255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), np.full(len(x), 96)], -1)
     places = colours.astype(np.uint8).reshape(height, width, 3)
-    columns = {
+    columns: Columns = {
         "HQ": to_uint8(images["hq"]),
         "LQ": to_uint8(images["lq"]),
         "similarity": [_heat(matrix) for matrix in matrices],
@@ -102,7 +104,7 @@ def draw_attention(images: dict[str, Tensor], attention: dict[str, Tensor], feat
 
     attention: (B, s*s, s*s), shown as what each position gives to all others; features: (B, d, s, s), as their length.
     """
-    columns: dict[str, Sequence[np.ndarray]] = {}
+    columns: Columns = {}
     for name, pictures in images.items():
         given = attention[name].mean(1).reshape(len(pictures), *features[name].shape[-2:])
         columns[name.upper()] = to_uint8(pictures)
@@ -111,7 +113,7 @@ def draw_attention(images: dict[str, Tensor], attention: dict[str, Tensor], feat
     return _grid(columns)
 
 
-def _grid(columns: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
+def _grid(columns: Columns) -> np.ndarray:
     return sheet(list(zip(*columns.values(), strict=True)), list(columns))
 
 

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from osdface import ranks
 
-# Whose gradients count: "rank", those of a rank's own micro-batch, as under the ancestors' data parallelism, so that
-# the weight depends on how many ranks there are; "all", their mean over ranks, the same weight on each; "none": it is 1,
-# eq. 8 as written. Over the micro-batches that are accumulated one after another it is taken anew each time.
+# Whose gradients count: "rank", those of a rank's own micro-batch, as under the ancestors' data parallelism: the weight
+# then depends on how many ranks there are; "all", their mean over ranks: the same weight on each; "none": the weight is
+# 1, eq. 8 as written. Of micro-batches that are accumulated one after another each has its own.
 Adaptive = Literal["all", "rank", "none"]
 
 
@@ -24,6 +24,6 @@ def adaptive_weight(
     if over == "none":
         return by_reconstruction.new_ones(())
     shape = (by_reconstruction.shape[1], last.shape[1], 3, 3)
-    at_weights = [torch.nn.grad.conv2d_weight(last, shape, g, padding=1) for g in (by_reconstruction, by_adversarial)]
+    at_weights = [conv2d_weight(last, shape, g, padding=1) for g in (by_reconstruction, by_adversarial)]
     reconstruction, adversarial = (ranks.mean(g) if over == "all" else g for g in at_weights)
     return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, limit)

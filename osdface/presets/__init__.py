@@ -13,6 +13,7 @@ VREInput = Literal["once", "twice"]
 # What becomes the prompt. distinct: the nearest distinct codes, through the adapter. paired: twice as many positions,
 # nearest first, a code as often as it comes; the second half beside the first, no adapter.
 PromptKind = Literal["distinct", "paired"]
+PatchNorm = Literal["batch", "sync_batch", "group"]
 
 
 class VREShape(Strict):
@@ -40,11 +41,15 @@ class LoRAShape(Strict):
 
 
 class PatchDiscriminatorShape(Strict):
-    """The stage-1 discriminator; `norm` is BatchNorm in the ancestors, GroupNorm where ranks must agree exactly."""
+    """The stage-1 discriminator; `norm` is each rank's own BatchNorm in the ancestors.
+
+    "sync_batch", over the rows of all ranks, and "group" give the same training on any number of ranks; "group" also
+    for any number of micro-batches.
+    """
 
     channels: int
     layers: int
-    norm: Literal["batch", "group"]
+    norm: PatchNorm
 
 
 class LatentDiscriminatorShape(LoRAShape):
