@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from osdface.config import Strict
 from osdface.errors import UserError
 from osdface.presets import LatentDiscriminatorShape, PatchDiscriminatorShape
+from osdface.ranks import SyncBatchNorm2d
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -23,7 +24,9 @@ class PatchDiscriminator(nn.Sequential):
 
     def __init__(self, shape: PatchDiscriminatorShape):
         def norm(channels: int) -> nn.Module:
-            return nn.BatchNorm2d(channels) if shape.norm == "batch" else nn.GroupNorm(8, channels)
+            if shape.norm == "group":
+                return nn.GroupNorm(8, channels)
+            return (SyncBatchNorm2d if shape.norm == "sync_batch" else nn.BatchNorm2d)(channels)
 
         width = shape.channels
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]

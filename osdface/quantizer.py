@@ -36,10 +36,11 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances of the positions of z (B, d, h, w) to every code: (B, h*w, codes)."""
-        tokens = z.flatten(2).transpose(1, 2)
-        codes = self.embedding.weight
-        return tokens.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * tokens @ codes.T
+        """Squared distances of the positions of z (B, d, h, w) to every code: (B, h*w, codes), in fp32."""
+        tokens = z.float().flatten(2).transpose(1, 2)
+        codes = self.embedding.weight.float()
+        with torch.autocast(z.device.type, enabled=False):  # half precision takes one code for another
+            return tokens.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * tokens @ codes.T
 
     def forward(self, z: Tensor, beta: float = 0.25, beta_on: BetaTerm = "commitment") -> Quantized:
         """Replace every position of z (B, d, h, w) by its nearest code."""
@@ -72,7 +73,12 @@ class VectorQuantizer(nn.Module):
         return self.embedding(index.gather(1, order))
 
 
-def perplexity(indices: Tensor, codes: int) -> Tensor:
-    """exp of the entropy of code use: 1 when one code does everything, `codes` when all are used alike."""
-    share = torch.bincount(indices.flatten(), minlength=codes) / indices.numel()
+def code_counts(indices: Tensor, codes: int) -> Tensor:
+    """How often each of `codes` codes comes: (codes,) int64."""
+    return torch.bincount(indices.flatten(), minlength=codes)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of code use: 1 when one code does everything, their number when all are used alike."""
+    share = counts / counts.sum()
     return (-(share * (share + 1e-10).log()).sum()).exp()

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,16 +24,6 @@ def patch_discriminator_loss(real: Tensor, fake: Tensor, kind: PatchLoss = "hing
     if kind == "hinge":
         return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
     return discriminator_loss(real, fake)
-
-
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
-    """|grad of reconstruction| / (|grad of adversarial| + 1e-4) at the decoder's last layer, at most `limit`.
-
-    VQGAN's balance, which DAEFR keeps; the paper's lambda_dis of eq. 8 multiplies it. Carries no gradient.
-    """
-    (by_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (by_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (by_reconstruction.norm() / (by_adversarial.norm() + 1e-4)).clamp(0, limit).detach()
 
 
 def generator_loss(fake: Tensor, kind: LatentLoss = "softplus") -> Tensor:

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent
 VREInput = Literal["once", "twice"]
 PromptKind = Literal["vre", "vre_cat", "learned", "empty", "clip"]  # `osdface.prompts` says what each is
 VISUAL_PROMPTS: tuple[PromptKind, ...] = ("vre", "vre_cat")  # those that look at the picture, by a trained VRE
+PatchNorm = Literal["batch", "sync_batch", "group"]
 
 
 class VREShape(Strict):
@@ -38,11 +39,15 @@ class LoRAShape(Strict):
 
 
 class PatchDiscriminatorShape(Strict):
-    """The stage-1 discriminator; `norm` is BatchNorm in the ancestors, GroupNorm where ranks must agree exactly."""
+    """The stage-1 discriminator; `norm` is each rank's own BatchNorm in the ancestors.
+
+    "sync_batch", over the rows of all ranks, and "group" give the same training on any number of ranks; "group" also
+    for any number of micro-batches.
+    """
 
     channels: int
     layers: int
-    norm: Literal["batch", "group"]
+    norm: PatchNorm
 
 
 class LatentDiscriminatorShape(LoRAShape):
