@@ -88,11 +88,11 @@ class OSDConfig(TrainConfig):
         )
 
     def weights(self) -> list[str]:
-        chosen, wanted = self.settled(), []
+        term, wanted = self.perceptual, []
         if self.losses.perceptual:
-            wanted += perceptual.needed(chosen.perceptual.kind, chosen.perceptual.features)
+            wanted += perceptual.needed(term.kind, perceptual.choose_features(term.features, term.kind))
         if self.losses.identity:
-            wanted += identity.needed(chosen.identity_network)
+            wanted += identity.needed(identity.choose(self.identity_network))
         return list(dict.fromkeys(wanted))
 
     def check(self) -> None:
@@ -124,11 +124,11 @@ class OSDConfig(TrainConfig):
 
 def _networks(config: OSDConfig) -> tuple[PerceptualDistance | None, identity.IdentityNetwork | None]:
     """The frozen networks of a settled configuration's losses; None where a loss is off."""
-    losses, wanted = config.losses, config.perceptual
-    features: Any = wanted.features
+    term = config.perceptual
+    features = perceptual.choose_features(term.features, term.kind)
     return (
-        PerceptualDistance(wanted.kind, features, wanted.grey) if losses.perceptual else None,
-        identity.load(config.identity_network) if losses.identity else None,
+        PerceptualDistance(term.kind, features, term.grey) if config.losses.perceptual else None,
+        identity.load(config.identity_network) if config.losses.identity else None,
     )
 
 
@@ -152,7 +152,9 @@ class OSDStage:
         if config.activation_checkpointing:
             self.generator.enable_gradient_checkpointing()
             self.discriminator.enable_gradient_checkpointing()
-        self.perceptual, self.identity = (network and network.to(device) for network in _networks(self.config))
+        perceptual_distance, identity_network = _networks(self.config)
+        self.perceptual = perceptual_distance and perceptual_distance.to(device)
+        self.identity = identity_network and identity_network.to(device)
 
     def _generator(self, preset: presets.Preset, base: Base) -> OneStepGenerator:
         config = self.config

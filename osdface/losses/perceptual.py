@@ -234,13 +234,13 @@ class PerceptualDistance(nn.Module):
     """L_per of stage 2: DISTS or LPIPS, for the "ea_" kinds of the pictures plus of their Sobel edges (eq. 14).
 
     Pictures (B, 3, H, W) in [0, 1] -> scalar, the mean over pictures. "ea_dists" is published, its weight in eq. 12 is
-    not; "lpips" is the ancestors'. `name` tells kind and features, such as "ea_dists[dlib]", for every log and report.
+    not; "lpips" is the ancestors'. `name` tells kind and features, such as "ea_dists.dlib", for every log and report.
     Raises MissingWeights where a file that `needed` lists is not on this machine.
     """
 
     def __init__(self, kind: Kind, features: Features, grey: Grey = "mean"):
         super().__init__()
-        self.name, self.grey, self.edges = f"{kind}[{features}]", grey, kind.startswith("ea_")
+        self.name, self.grey, self.edges = f"{kind}.{features}", grey, kind.startswith("ea_")
         self.distance = (_DISTS if kind.endswith("dists") else _LPIPS)(features)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
