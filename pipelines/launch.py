@@ -17,7 +17,6 @@ import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from osdface import weights
 from osdface.config import digest, home, resolved
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder, write_json
@@ -89,8 +88,7 @@ def plan(
     manifest = checked_manifest(config.folder)
     checks.refuse_data(config, manifest)
     if address is None:  # elsewhere, the workers' machines have them, or say so themselves
-        for file in config.weights():
-            weights.find(file)
+        config.check()
     config = config.settled()
     apart = (*APART, *inputs, *(() if config.undivided() else SHARES))
     settings = {name: value for name, value in resolved(config).items() if name not in apart}

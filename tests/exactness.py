@@ -94,7 +94,7 @@ def make(cell: Cell, folder: Path) -> tuple:
     }  # fmt: skip
     how = OPTIMIZERS[cell.optimizer]
     if cell.phase == "osd":
-        losses = {"mse": 1.0, "ea_dists": 0, "identity": 0, "adversarial": 0.1}
+        losses = {"mse": 1.0, "perceptual": 0, "identity": 0, "adversarial": 0.1}
         more = {"base": folder / "base", "vre": folder / "vre", "duration": {"steps": STEPS}, "losses": losses}
         both = {"generator": how, "discriminator": how}
         config = OSDConfig.model_validate(shared | more | both)

@@ -21,6 +21,10 @@ Resume = Annotated[
     str,
     typer.Option(help="auto: go on with the run of this configuration and data; never: begin anew; or a run's name."),
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(help="Go on from what this has learnt: a model reference; for stage 1, its output too."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and start nothing.")]
 
 
@@ -47,6 +51,7 @@ console.command(app, "base", "osdface train base --config tiny --data pairs --ou
 def vre(
     out: options.Out,
     data: Data = None,
+    init: Init = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
@@ -57,18 +62,20 @@ def vre(
     """Stage 1: HQ dictionary, LQ dictionary, association."""
     from pipelines.train_vre import VREConfig
 
-    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, data=data, out=out, workers=workers)
-    return _train("vre", settings, {}, address, resume, dry_run)
+    chosen = {"data": data, "init": init and _start(init), "out": out, "workers": workers}
+    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, **chosen)
+    return _train("vre", settings, _inputs(init=settings.init), address, resume, dry_run)
 
 
 console.command(app, "vre", "osdface train vre --config tiny --data pairs --out vre")(vre)
 
 
 def osd(
-    base: Annotated[Path, typer.Option(help="The base model: a diffusers folder.")],
-    vre: Annotated[Path, typer.Option(help="The output of `osdface train vre`.")],
     out: options.Out,
     data: Data = None,
+    base: Annotated[Path | None, typer.Option(help="The base model: a diffusers folder.")] = None,
+    vre: Annotated[Path | None, typer.Option(help="The output of `osdface train vre`.")] = None,
+    init: Init = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
@@ -77,17 +84,37 @@ def osd(
     dry_run: DryRun = False,
 ) -> dict:
     """Stage 2: the one-step generator with LoRA against the latent discriminator; writes a model bundle."""
-    from osdface.base import base_digest, sha256
     from pipelines.train_osd import OSDConfig
 
-    chosen = {"data": data, "base": base, "vre": vre, "out": out, "workers": workers}
+    chosen = {"data": data, "base": base, "vre": vre, "init": init and _start(init), "out": out, "workers": workers}
     settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, **chosen)
-    console.existing(vre / "lq.safetensors", "stage-1 output; make one with `osdface train vre`")
-    inputs = {"base": (base, base_digest(base)), "vre": (vre, sha256(vre / "lq.safetensors"))}
+    inputs = _inputs(base=settings.base, vre=settings.vre, init=settings.init)
     return _train("osd", settings, inputs, address, resume, dry_run)
 
 
 console.command(app, "osd", "osdface train osd --config tiny --data pairs --base base --vre vre --out model")(osd)
+
+
+def _start(init: str) -> Path:
+    """The folder that --init names: a stage-1 output or a bundle, or what a model reference stands for."""
+    from osdface import bundle
+
+    return bundle.resolve(init)
+
+
+def _inputs(**folders: Path | None) -> dict[str, tuple[Path, str]]:
+    """What a training starts from: name -> folder and the digest of what it holds. Raises UserError for what isn't."""
+    return {name: (folder, _digest(folder)) for name, folder in folders.items() if folder}
+
+
+def _digest(folder: Path) -> str:
+    from osdface import bundle
+    from osdface.base import base_digest
+    from osdface.files import sha256
+
+    if (folder / "lq.safetensors").is_file():
+        return sha256(folder / "lq.safetensors")
+    return bundle.digest(folder) if (folder / "config.json").is_file() else base_digest(folder)
 
 
 def _train(

@@ -122,6 +122,12 @@ class TrainConfig(Strict):
         """With every "auto" replaced by what this machine has; asked once, before the run gets its digest."""
         return self
 
+    def check(self) -> None:
+        """Look at what the workers will read beside the data: weights of others, and what training starts from.
+
+        Raises UserError or MissingWeights naming the file that is missing, damaged, or of another network.
+        """
+
     def undivided(self) -> list[str]:
         """Options by which a step's result depends on how its batch is shared over workers and micro-batches.
 

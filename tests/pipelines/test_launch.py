@@ -43,7 +43,7 @@ def vre_config(pairs, out, **changes) -> VREConfig:
 def osd_config(pairs, base, vre, out, **changes) -> OSDConfig:
     stage = {
         "base": base, "vre": vre, "duration": {"steps": 2}, "generator": ADAM, "discriminator": ADAM,
-        "losses": {"ea_dists": 0, "identity": 0.1},
+        "losses": {"perceptual": 0, "identity": 0.1},
     }  # fmt: skip
     return OSDConfig.model_validate(SHARED | stage | {"data": pairs, "out": out} | changes)
 
@@ -160,7 +160,7 @@ def test_one_worker_and_two_train_the_same(trained, pairs, shared_home, tmp_path
     for workers in (1, 2):
         config = osd_config(
             pairs, trained["base"].out, trained["vre"].out, tmp_path / str(workers), workers=workers,
-            generator=sgd, discriminator=sgd, duration={"steps": 3}, losses={"ea_dists": 0, "identity": 0},
+            generator=sgd, discriminator=sgd, duration={"steps": 3}, losses={"perceptual": 0, "identity": 0},
         )  # fmt: skip
         out = launch("osd", config, {"base": (trained["base"].out, "b"), "vre": (trained["vre"].out, "v")}).out
         tensors.append(load_file(out / bundle.LORA) | load_file(out / bundle.ADAPTER))

@@ -25,7 +25,7 @@ from pipelines.training.worker import Worker
 CPU = torch.device("cpu")
 ADAM = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
 # Pictures alone: a perceptual or identity network adds nothing to what is compared here.
-OSD_LOSSES = {"mse": 1.0, "ea_dists": 0, "identity": 0, "adversarial": 0.1}
+OSD_LOSSES = {"mse": 1.0, "perceptual": 0, "identity": 0, "adversarial": 0.1}
 
 
 @pytest.fixture(scope="module", autouse=True)
