@@ -61,7 +61,8 @@ WEIGHTS: dict[str, Weights] = {
         MMOD, "CC0", True, "face detection by dlib's CNN", "use dlib's frontal detector",
         "4cb19393e2fbaf2b1609a9319ad5386618c886a6234ec1b971f3e87c85d87fe6", DLIB + MMOD),
     "vgg19": Weights(
-        "vgg19-dcbb9e9d.pth", TORCHVISION, None, "the perceptual loss of stage 1 (eq. 7) by VGG19", DLIBS_FEATURES,
+        "vgg19-dcbb9e9d.pth", TORCHVISION, None, "the perceptual loss of stage 1 (eq. 7) by VGG19",
+        DLIBS_FEATURES + ", or set losses.perceptual to 0",
         "dcbb9e9d"),
     "vgg16": Weights(
         "vgg16-397923af.pth", TORCHVISION, None, "EA-DISTS (eq. 14) and LPIPS over VGG16", DLIBS_FEATURES, "397923af"),

@@ -186,7 +186,7 @@ class OSDStage:
     def step(self, step: Step) -> Metrics:
         """One generator step (eq. 12), then one discriminator step (eq. 16) on the same pictures."""
         generator, discriminator = step.engines["generator"], step.engines.get("discriminator")
-        restored = generator(step.batch["lq"], **self._known(step))
+        restored = generator(step.batch["lq"], *self._known(step))
         terms = self._compared(restored.image, step.batch["hq"])
         if discriminator:
             with frozen(discriminator.module) as judge:
@@ -214,14 +214,14 @@ class OSDStage:
             "accuracy_fake": (fake < 0).float().mean(),
         }
 
-    def _known(self, step: Step) -> dict[str, Tensor | None]:
-        """What the generator need not compute: noise where the latent is sampled; latent and codes from a cache."""
+    def _known(self, step: Step) -> tuple[Tensor | None, ...]:
+        """Noise where the latent is sampled; or codes and latent from a cache, which the generator need not compute."""
         batch, sampled = step.batch, self.config.latent == "sample"
         noise = step.draw(torch.randn, self.generator.latent_shape(batch["lq"])) if sampled else None
         if "lq_mean" not in batch:
-            return {"noise": noise}
+            return (noise,)
         z = batch["lq_mean"] if noise is None else batch["lq_mean"] + batch["lq_std"] * noise.to(batch["lq_mean"])
-        return {"z": z, "codes": batch["codes"]}
+        return None, batch.get("codes"), z
 
     def _compared(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The terms of eq. 12 that compare pictures, by their names in `losses`."""

@@ -167,11 +167,13 @@ class _DISTS(nn.Module):
 
 def _agreement(x: Tensor, y: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Of two maps (B, C, H, W): agreement of means and of structure, each (B, C), 1 where equal."""
-    mean_x, mean_y = x.mean((2, 3)), y.mean((2, 3))
-    var_x, var_y = x.var((2, 3), correction=0), y.var((2, 3), correction=0)
-    covariance = (x * y).mean((2, 3)) - mean_x * mean_y
+    x, y = x.flatten(2), y.flatten(2)
+    mean_x, mean_y = x.mean(2), y.mean(2)
     of_means = (2 * mean_x * mean_y + floor) / (mean_x.square() + mean_y.square() + floor)
-    return of_means, (2 * covariance + floor) / (var_x + var_y + floor)
+    # Centred first: where a map hardly varies, the difference of large means would be coarser than the floor.
+    x, y = x - mean_x[..., None], y - mean_y[..., None]
+    covariance, variances = (x * y).mean(2), x.square().mean(2) + y.square().mean(2)
+    return of_means, (2 * covariance + floor) / (variances + floor)
 
 
 class _LPIPS(nn.Module):
