@@ -16,7 +16,7 @@ from osdface.config import Strict, parse
 from osdface.errors import UsageError, UserError
 from osdface.export import export
 from osdface.generator import OneStepGenerator
-from osdface.prompts import KINDS, PromptChoice, clip, new_embedder, read_embedder
+from osdface.prompts import KINDS, PromptChoice, check, clip, new_embedder, read_embedder
 from osdface.restorer import Restorer
 
 TINY = presets.preset("tiny")
@@ -185,6 +185,16 @@ def test_a_tokenizer_of_another_encoder_is_refused(texts, tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(UserError, match=r"cannot be used: it knows \d+ tokens, its tokenizer \d"):
         clip.read(tmp_path, TINY.vre, 64)
+
+
+def test_what_cannot_be_made_is_known_before_anything_is_loaded(texts, tmp_path):
+    for kind in KINDS:
+        folder = texts if kind == "clip" else None
+        check(PromptChoice(kind=kind, folder=folder), TINY.vre, 128)
+    with pytest.raises(UserError, match="paired codes make prompts 128 wide, the base's UNet takes 64"):
+        check(PromptChoice(kind="vre_cat"), TINY.vre, 64)
+    with pytest.raises(UserError, match="has no text_encoder"):
+        check(PromptChoice(kind="clip", folder=tmp_path), TINY.vre, 64)
 
 
 def test_without_transformers_a_text_is_refused(texts, monkeypatch):
