@@ -11,6 +11,7 @@ Each has a frozen part, picture -> codes, whose output may be kept, and a traine
 
 from pathlib import Path
 
+import torch
 from pydantic import model_validator
 from torch import nn
 
@@ -35,6 +36,14 @@ class PromptChoice(Strict):
         if (self.kind == "clip") != (self.folder is not None):
             raise ValueError("folder is for kind 'clip', which reads its text encoder from it: give both or neither")
         return self
+
+
+def check(choice: PromptChoice, shape: VREShape, width: int) -> None:
+    """Raise UserError where such prompts cannot be made for a UNet that takes them `width` wide; nothing is loaded."""
+    if choice.folder is not None:
+        clip.require(choice.folder)
+    with torch.device("meta"):
+        new_adapter(choice.kind, shape, width)
 
 
 def new_embedder(kind: PromptKind, shape: VREShape, width: int) -> Embedder:

@@ -1,5 +1,6 @@
 """One fixed sentence's features from a frozen CLIP text encoder: a text as Stable Diffusion sees it."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,24 @@ def adapter(shape: VREShape, width: int) -> nn.Identity:
     return nn.Identity()
 
 
+def require(folder: Path) -> None:
+    """Raise UserError where transformers or a part of the folder is missing; nothing is loaded."""
+    if missing := [part for part in PARTS if not (folder / part).exists()]:
+        raise UserError(
+            f"{folder}: has no {' and no '.join(missing)}, which prompts of kind 'clip' are made with; give a "
+            "diffusers folder with its text_encoder/ and tokenizer/ as prompt.folder"
+        )
+    if not importlib.util.find_spec("transformers"):
+        raise UserError("prompts of kind 'clip' need the package transformers: `pip install transformers`")
+
+
 def read(folder: Path, shape: VREShape, width: int) -> Text:
     """SENTENCE's features, `shape.prompts` tokens, from diffusers' `text_encoder/` and `tokenizer/` in `folder`.
 
     The last layer's, after its norm, as diffusers' Stable Diffusion pipelines take them. Raises UserError where
     transformers or a part is missing, or cannot be read, or the features are not `width` wide.
     """
-    if missing := [part for part in PARTS if not (folder / part).exists()]:
-        raise UserError(
-            f"{folder}: has no {' and no '.join(missing)}, which prompts of kind 'clip' are made with; give a "
-            "diffusers folder with its text_encoder/ and tokenizer/ as prompt.folder"
-        )
+    require(folder)
     features = _features(folder, shape.prompts)
     if features.shape[-1] != width:
         raise UserError(
@@ -60,10 +68,8 @@ def read(folder: Path, shape: VREShape, width: int) -> Text:
 @torch.no_grad()
 def _features(folder: Path, count: int) -> Tensor:
     """(count, d) of SENTENCE, filled up to `count` tokens."""
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError:
-        raise UserError("prompts of kind 'clip' need the package transformers: `pip install transformers`") from None
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder, found = CLIPTextModel.from_pretrained(

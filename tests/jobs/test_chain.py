@@ -132,6 +132,20 @@ def test_a_changed_configuration_file_reruns_its_step(machine, home, tmp_path, w
     assert machine.take() == ["train"]
 
 
+def test_a_changed_file_under_a_configuration_reruns_its_step(machine, home, tmp_path):
+    base, file, other = (tmp_path / name for name in ("base.yaml", "vre.yaml", "other.yaml"))
+    base.write_text("seed: 0")
+    file.write_text("extends: base.yaml")
+    other.write_text("batch_size: 2")
+    data = three(model={"run": [f"train vre --config {file},{other} --out {{work}}/model"]})
+    run(machine, data)
+    machine.take()
+    for changed in (base, other):
+        changed.write_text("seed: 1\nbatch_size: 3")
+        run(machine, data)
+        assert machine.take() == ["train"]
+
+
 def test_the_default_configuration_counts_too(machine, home, tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     file = tmp_path / "tiny" / "vre.yaml"

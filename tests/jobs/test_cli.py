@@ -11,6 +11,7 @@ import typer
 
 from jobs import configs, console
 from jobs.cli import app
+from osdface.errors import UsageError
 
 OSDFACE = Path(sys.executable).parent / "osdface"
 
@@ -96,8 +97,15 @@ def test_a_fault_in_a_configuration_file_is_named_with_the_file(tmp_path, home, 
 def test_config_is_a_file_or_a_set(tmp_path):
     file = tmp_path / "vre.yaml"
     file.write_text("{}")
-    assert configs.find(str(file), "vre") == file
-    assert configs.find("paper", "vre") == configs.FOLDER / "paper" / "vre.yaml"
+    assert configs.find(str(file), "vre") == [file]
+    paper, learned = configs.FOLDER / "paper" / "vre.yaml", configs.FOLDER / "ablations" / "learned" / "osd.yaml"
+    assert configs.find("paper", "vre") == [paper]
+    assert configs.find("ablations/learned", "osd") == [learned]
+    assert configs.find(f"paper, {file}", "vre") == [paper, file]
+    (with_comma := tmp_path / "a,b.yaml").write_text("{}")
+    assert configs.find(str(with_comma), "vre") == [with_comma]
+    with pytest.raises(UsageError, match=r"--config ablations/none: neither .* sets: ablations/without_association, "):
+        configs.find("tiny,ablations/none", "vre")
 
 
 def test_the_installed_command_fails_in_one_sentence(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from osdface.config import Strict, digest, home, load, parse, resolved
+from osdface.config import Strict, digest, home, load, parse, read, resolved
 from osdface.errors import UsageError
 
 
@@ -124,6 +124,57 @@ class TestMistakes:
 
         with pytest.raises(UsageError, match="x: data: Field required"):
             parse(Needs, {}, "x")
+
+
+class TestFilesOverFiles:
+    @pytest.fixture
+    def above(self, file, tmp_path) -> Path:
+        (tmp_path / "sets").mkdir()
+        path = tmp_path / "sets" / "train.yaml"
+        path.write_text("extends: ../train.yaml\noptimizer: {betas: [0.5, 0.9]}\nname: above\n")
+        return path
+
+    def test_a_file_is_laid_over_the_one_it_extends(self, above, monkeypatch):
+        expected = Training(steps=20, name="above", optimizer=Optimizer(lr=0.1, betas=(0.5, 0.9)))
+        assert load(Training, above) == expected
+        monkeypatch.chdir(above.parent.parent)
+        assert load(Training, Path("sets/train.yaml")) == expected, "the path is from the file, not from here"
+        assert load(Training, above, ["name=set"], steps=3) == expected.model_copy(update={"name": "set", "steps": 3})
+        (above.parent / "more.yaml").write_text("extends: train.yaml\nsteps: 5\n")
+        assert load(Training, above.parent / "more.yaml") == expected.model_copy(update={"steps": 5})
+
+    def test_lists_and_values_are_replaced_whole(self, above, file):
+        file.write_text("name: {a: 1}\noptimizer: 3\nbetas: [1, 2, 3]\n")
+        above.write_text("extends: ../train.yaml\nname: x\noptimizer: {lr: 1}\nbetas: [4]\n")
+        assert read(above) == {"name": "x", "optimizer": {"lr": 1}, "betas": [4]}
+
+    def test_of_several_files_the_last_is_on_top_and_only_the_first_extends(self, above, file, tmp_path):
+        small = tmp_path / "small.yaml"
+        small.write_text("steps: 1\nnote: small\n")
+        assert load(Training, [small, above]) == Training(
+            steps=1, note="small", name="above", optimizer=Optimizer(betas=(0.5, 0.9))
+        )
+        assert load(Training, [above, small]) == load(Training, above).model_copy(update={"steps": 1, "note": "small"})
+        small.write_text("stps: 1\n")
+        with pytest.raises(UsageError, match=r"train\.yaml, .*small\.yaml: unknown key 'stps'"):
+            load(Training, [file, small])
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("extends: none.yaml", r"train\.yaml: extends none\.yaml, but there is no file .*none\.yaml"),
+            ("extends: [a.yaml]", "extends names one file"),
+            ("extends: train.yaml", r"train\.yaml: extends train\.yaml, which extends this file"),
+            ("extends: sets/train.yaml", r"sets/train\.yaml: extends \.\./train\.yaml, which extends this file"),
+            ("extends: list.yaml", r"list\.yaml: a configuration is a mapping of keys to values"),
+        ],
+    )
+    def test_what_cannot_be_extended_is_refused_in_one_sentence(self, above, file, tmp_path, text, sentence):
+        (tmp_path / "list.yaml").write_text("[1]")
+        file.write_text(text)
+        with pytest.raises(UsageError, match=sentence) as caught:
+            load(Training, file)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_configuration_cannot_be_changed():
