@@ -122,9 +122,6 @@ class VREConfig(TrainConfig):
             found.append("losses.association_over")
         return [*found, "dictionary.restart"] if self.dictionary.restart else found
 
-    def undivided(self) -> list[str]:
-        return ["losses.adversarial"] if self.losses.adversarial else []
-
     def weights(self) -> list[str]:
         return stage1_needed(choose_stage1(self.losses.features)) if self.losses.perceptual else []
 

@@ -5,25 +5,20 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from jobs import console
+from jobs.commands import weights as weights_command
 from osdface.config import home
-
-if TYPE_CHECKING:
-    from osdface.weights import Status
 
 PACKAGES = (
     "osdface", "torch", "torchvision", "diffusers", "peft", "albumentations", "numpy", "opencv-python-headless",
     "dlib-bin", "ray", "deepspeed", "mlflow", "pyarrow", "insightface", "lpips", "pyiqa",
 )  # fmt: skip
-DIGITS = 8  # of a digest, on the screen
-DIGESTS = {"ok": "[green]ok[/]", "mismatch": "[red]another file[/]", "unknown": "no digest published"}
 
 
 def doctor() -> dict[str, Any]:
@@ -50,7 +45,7 @@ def doctor() -> dict[str, Any]:
         console.say(
             f"[yellow]Without {' and '.join(missing)} DeepSpeed cannot compile its op, so training won't start.[/]"
         )
-    _weights(files)
+    weights_command.tables(files)
     return result
 
 
@@ -69,33 +64,6 @@ def _machine(result: dict[str, Any]) -> Table:
     if missing := result["packages"].keys() - found:
         grid.add_row("not installed", f"[yellow]{', '.join(sorted(missing))}[/] (`make install` brings them)")
     return grid
-
-
-def _weights(files: "list[Status]") -> None:
-    present = _table("Third-party weights that are here", "file", "sha256", "licence", "at")
-    absent = _table("Third-party weights that are not here", "file", "sha256", "switches off", "so")
-    places: dict[Path, None] = {}  # in order, each once
-    for status in files:
-        if status.path:
-            present.add_row(status.file, DIGESTS[status.digest], status.licence, escape(str(status.path)))
-        else:
-            digest = f"{status.expected[:DIGITS]}..." if status.expected else DIGESTS["unknown"]
-            absent.add_row(status.file, digest, status.switches_off, status.otherwise)
-            places |= dict.fromkeys(status.looked_in)
-    for table in (present, absent):
-        if table.row_count:
-            console.show(table)
-    if places:
-        console.say("All else works without them. Looked for, in this order, in:")
-        for place in places:
-            console.say(f"  {escape(str(place))}")
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _gib(size: int) -> float:

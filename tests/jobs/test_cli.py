@@ -35,7 +35,7 @@ def test_the_commands_of_the_chain_are_there():
         "demo", "doctor", "evaluate", "restore", "run", "faces make", "faces photographs", "data synth", "data verify",
         "data preview", "data info", "data regenerate", "data extend", "data remove", "data diff", "data card",
         "train base", "train vre", "train osd", "models register", "models promote", "models lineage",
-        "serve up", "serve status", "serve down",
+        "serve up", "serve status", "serve down", "weights list", "weights check", "weights add",
     } <= set(COMMANDS)  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_people_see_what_is_missing_where_to_put_it_and_what_to_do(bare, tmp_pat
     line = {name: next(line for line in lines if entry.file in line) for name, entry in WEIGHTS.items()}
     assert "another file" in line["vgg19"]
     assert str(other) in line["vgg19"]
-    for part in ("f5e65c96", "EA-DISTS", "set losses.ea_dists to 0"):
+    for part in ("f5e65c96", "EA-DISTS", "choose dlib's features"):
         assert part in line["dists"]
     assert "no digest published" in line["niqe"]
     assert f"  {bare / 'weights'}" in lines

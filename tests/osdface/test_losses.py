@@ -73,6 +73,9 @@ def test_latent_losses_are_eq_15_and_16():
     torch.testing.assert_close(adversarial.generator_loss(fake), -torch.log(d_fake).mean())
     expected = -torch.log(1 - d_fake).mean() - torch.log(d_real).mean()
     torch.testing.assert_close(adversarial.discriminator_loss(real, fake), expected)
+    hinge = (torch.clamp(1 - real, min=0).mean() + torch.clamp(1 + fake, min=0).mean()) / 2
+    torch.testing.assert_close(adversarial.discriminator_loss(real, fake, "hinge"), hinge)
+    torch.testing.assert_close(adversarial.generator_loss(fake, "hinge"), -fake.mean())
 
 
 @pytest.mark.parametrize(("grey", "weights"), [("mean", [1 / 3] * 3), ("luma", [0.2989, 0.587, 0.114])])
