@@ -5,9 +5,10 @@ that these losses give to weights is the gradient of one loss over all rows. Eve
 same order. Where torch.distributed is not in use there is one rank, and nothing is exchanged.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as collective
 from torch import Tensor, nn
 
 
@@ -18,7 +19,7 @@ def count() -> int:
 
 def summed(x: Tensor) -> Tensor:
     """The sum over ranks of tensors of one shape."""
-    return collective.all_reduce(x) if count() > 1 else x
+    return _Sum.apply(x) if count() > 1 else x
 
 
 def mean(x: Tensor) -> Tensor:
@@ -28,7 +29,26 @@ def mean(x: Tensor) -> Tensor:
 
 def gathered(x: Tensor) -> Tensor:
     """The ranks' tensors of one shape behind each other, along the first dimension."""
-    return torch.cat(collective.all_gather(x)) if count() > 1 else x
+    if count() == 1:
+        return x
+    # A sum over ranks, each with zeros in the others' places, has the gradient that is wanted.
+    places = [torch.zeros_like(x)] * count()
+    places[dist.get_rank()] = x
+    return summed(torch.cat(places))
+
+
+class _Sum(torch.autograd.Function):
+    """An all-reduce whose gradient is an all-reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Sum.apply(gradient)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -47,10 +47,46 @@ def test_shapes_from_picture_to_picture():
     assert out.image.shape == (2, 3, 32, 32)
     assert out.features.shape == (2, 64, 8, 8)
     assert out.indices.shape == (2, 64)
+    torch.testing.assert_close(autoencoder.decoder.conv_out(out.last), out.image)
+    codes = autoencoder.quantize.embedding(out.indices).transpose(1, 2).reshape_as(out.features)
+    torch.testing.assert_close(out.codes, codes)
 
 
-def test_embedder_keeps_the_autoencoders_features():
-    autoencoder = VQAutoencoder.from_preset("tiny").eval()
+def test_recomputed_activations_give_the_same_gradients():
+    autoencoder, x = VQAutoencoder.from_preset("tiny"), torch.rand(2, 3, 32, 32) * 2 - 1
+
+    def gradients() -> list[torch.Tensor]:
+        out = autoencoder(x)
+        trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+        return list(torch.autograd.grad(out.image.abs().mean() + out.vq_loss, trained))
+
+    kept, saved = [], []
+    for storage in (kept, saved):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=storage: kept.append(t.numel()) or t, lambda t: t):
+            storage.append(gradients())
+        autoencoder.recompute_activations()
+    torch.testing.assert_close(kept.pop(), saved.pop(), rtol=0, atol=0)
+    assert sum(saved) < 0.5 * sum(kept)
+
+
+def test_attention_weights_are_those_of_the_last_layer():
+    autoencoder, x = VQAutoencoder.from_preset("tiny"), torch.rand(2, 3, 32, 32) * 2 - 1
+    seen = []
+    layer = autoencoder.encoder.mid.attn_1
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    autoencoder.features(x)
+    handle.remove()
+    (before, after), weights = seen[0], autoencoder.attention(x)
+    assert weights.shape == (2, 64, 64)
+    values = layer.v(layer.norm1(before)).flatten(2).transpose(1, 2)
+    mixed = (weights @ values).transpose(1, 2).reshape_as(before)
+    torch.testing.assert_close(before + layer.proj_out(mixed), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["once", "twice"])
+def test_embedder_keeps_the_autoencoders_features(kind):
+    shape = presets.preset("tiny").vre.model_copy(update={"input": kind})
+    autoencoder = VQAutoencoder(shape).eval()
     embedder = VisualEmbedder.from_autoencoder(autoencoder).eval()
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     count = embedder.shape.prompts

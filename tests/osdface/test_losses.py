@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from osdface.losses import adversarial
-from osdface.losses.association import association_loss
+from osdface.losses.adaptive import adaptive_weight
+from osdface.losses.association import association_loss, found, hit_rate
 from osdface.losses.perceptual import sobel
 
 
@@ -20,14 +21,18 @@ def test_patch_losses_hinge_and_log():
     torch.testing.assert_close(adversarial.patch_generator_loss(fake, "log"), -torch.log(torch.sigmoid(fake)).mean())
 
 
-def test_adaptive_weight_is_the_ratio_of_gradient_norms_and_is_clamped():
-    last = torch.randn(5, requires_grad=True)
-    reconstruction, gan = (3 * last).sum(), (2 * last).sum()
-    expected = math.sqrt(5 * 9) / (math.sqrt(5 * 4) + 1e-4)
-    weight = adversarial.adaptive_weight(reconstruction, gan, last)
-    assert float(weight) == pytest.approx(expected, rel=1e-6)
-    assert not weight.requires_grad
-    assert float(adversarial.adaptive_weight(reconstruction, (last * 0).sum(), last)) == pytest.approx(1e4)
+def test_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer_and_is_clamped():
+    convolution = torch.nn.Conv2d(5, 3, 3, padding=1)
+    last = torch.randn(2, 5, 6, 7)
+    image = convolution(last)
+    reconstruction, gan = image.abs().mean(), (image**2).sum()
+    at_weight = [torch.autograd.grad(x, convolution.weight, retain_graph=True)[0].norm() for x in (reconstruction, gan)]
+    at_picture = [torch.autograd.grad(x, image, retain_graph=True)[0] for x in (reconstruction, gan)]
+    weight = adaptive_weight(*at_picture, last)
+    assert float(weight) == pytest.approx(float(at_weight[0] / (at_weight[1] + 1e-4)), rel=1e-5)
+    assert float(adaptive_weight(1000 * at_picture[0], 0 * at_picture[1], last)) == 1e4
+    assert float(adaptive_weight(*at_picture, last, limit=1e-3)) == pytest.approx(1e-3)
+    assert float(adaptive_weight(*at_picture, last, over="none")) == 1
 
 
 @pytest.mark.parametrize(("over", "scale"), [("picture", 1.0), ("picture", 1 / 0.07), ("batch", 1 / 0.07)])
@@ -51,6 +56,15 @@ def test_association_is_eq_9_and_10(over, scale):
         losses.append((ce_h + ce_l) / 2)
     expected = sum(losses) / len(losses)
     assert float(association_loss(hq, lq, over, scale)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_positions_are_found_by_cosine_within_a_picture():
+    hq = torch.randn(2, 8, 2, 3)
+    lq = 3 * hq
+    assert found(hq, lq).tolist() == [list(range(6))] * 2
+    lq[0, :, 0, 0] = hq[0, :, 1, 2]
+    assert found(hq, lq)[0].tolist() == [5, 1, 2, 3, 4, 5]
+    assert float(hit_rate(hq, lq)) == pytest.approx(11 / 12)
 
 
 def test_latent_losses_are_eq_15_and_16():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from osdface.quantizer import VectorQuantizer, perplexity, quantization_loss
+from osdface.quantizer import VectorQuantizer, code_counts, perplexity, quantization_loss
 
 
 def test_forward_takes_the_nearest_code_and_passes_the_gradient_straight_through():
@@ -80,5 +80,18 @@ def test_nearest_positions_keep_codes_that_come_twice():
 
 
 def test_perplexity_counts_codes_in_even_use():
-    assert perplexity(torch.arange(16), 32) == pytest.approx(16, rel=1e-4)
-    assert perplexity(torch.zeros(9, dtype=torch.long), 32) == pytest.approx(1, rel=1e-4)
+    assert perplexity(code_counts(torch.arange(16), 32)) == pytest.approx(16, rel=1e-4)
+    assert perplexity(code_counts(torch.zeros(9, dtype=torch.long), 32)) == pytest.approx(1, rel=1e-4)
+
+
+def test_codes_are_counted():
+    assert code_counts(torch.tensor([[3, 1], [3, 3]]), 5).tolist() == [0, 1, 0, 3, 0]
+
+
+def test_half_precision_does_not_take_one_code_for_another():
+    torch.manual_seed(0)
+    quantizer, z = VectorQuantizer(64, 16), 10 + torch.randn(1, 16, 8, 8) / 20
+    torch.nn.init.normal_(quantizer.embedding.weight, 10, 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        indices = quantizer(z).indices
+    assert torch.equal(indices, quantizer(z).indices)
