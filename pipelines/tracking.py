@@ -163,7 +163,7 @@ class Run:
         folder, _, file = name.rpartition("/")
         self._file(file, coded.getvalue(), folder or None)
 
-    def flush(self, seconds: float = PAUSE) -> bool:
+    def flush(self, seconds: float) -> bool:
         """Wait until everything is sent; whether it was in that time."""
         with self._change:
             return self._change.wait_for(lambda: not (self._waiting or self._busy), seconds)
@@ -174,12 +174,12 @@ class Run:
         self._add(Record([], lambda made: made.set_terminated(self.id, name), 0))
         self.close()
 
-    def close(self, seconds: float = LAST_TRY) -> None:
-        """Send what waits, for so many seconds at most; then say what is lost."""
+    def close(self) -> None:
+        """Send what waits, for LAST_TRY seconds at most; then say what is lost."""
         with self._change:
             self._closing = True
             self._change.notify_all()
-        self.flush(seconds)
+        self.flush(LAST_TRY)
         with self._change:
             self._lost += len(self._waiting)
             self._waiting.clear()

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,9 @@ def test_a_run_that_the_server_has_lost_begins_anew(begin):
 
 def test_workers_log_to_a_run_that_was_begun_elsewhere(begin):
     with begin() as run:
-        tracking.attach(run.id, run.uri).metrics({"loss": 1.5}, 7)
+        mine = tracking.attach(run.id, run.uri)
+        mine.metrics({"loss": 1.5}, 7)
+        mine.close()
     assert client().get_run(run.id).data.metrics == {"loss": 1.5}
     assert client().get_run(run.id).info.status == "FINISHED"
 
@@ -173,28 +176,67 @@ def server(mlflow_home, monkeypatch, free_port):
         stop()
 
 
-def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog):
-    with begin() as run:
+def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "LAST_TRY", 0.5)
+    with caplog.at_level(logging.WARNING, tracking.log.name), begin() as run:
         run.metrics({"loss": 2.0}, 0)
+        assert run.flush(10)
         assert client().get_run(run.id).data.metrics == {"loss": 2.0}
         server()
-        with caplog.at_level(logging.WARNING, tracking.log.name):
-            run.metrics({"loss": 1.0}, 1)
-            run.metrics({"loss": 0.5}, 2)
-            run.image("sheets/end.png", np.zeros((4, 4, 3), np.uint8))
-        assert len([r for r in caplog.records if "does not take records" in r.message]) == 1
-    assert "does not take the end of run" in caplog.records[-1].message
+        start = time.monotonic()
+        run.metrics({"loss": 1.0}, 1)
+        run.metrics({"loss": 0.5}, 2)
+        run.image("sheets/end.png", np.zeros((4, 4, 3), np.uint8))
+        assert time.monotonic() - start < 0.5
+    assert len([r for r in caplog.records if "does not take records" in r.message]) == 1
+    assert f"4 records of run {run.id} are lost" in caplog.records[-1].message  # with the run's end
 
 
-def test_a_server_that_comes_back_is_asked_again_after_a_pause(server, begin, monkeypatch):
+def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, begin, mlflow_home, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "PAUSE", 0.2)
     with begin() as run:
-        for pause, logged in ((300, {}), (0, {"loss": 1.0})):
-            monkeypatch.setattr(tracking, "PAUSE", pause)
-            mine = tracking.attach(run.id, "http://127.0.0.1:1")
-            mine.metrics({"loss": 2.0}, 0)
-            mine.uri = run.uri
-            mine.metrics({"loss": 1.0}, 1)
-            assert client().get_run(run.id).data.metrics == logged
+        mine = tracking.attach(run.id, "http://127.0.0.1:1")
+        mine.metrics({"loss": 3.0}, 0)
+        mine.image("sheets/a.png", np.zeros((4, 4, 3), np.uint8))
+        mine.metrics({"loss": 2.0}, 1)
+        assert not mine.flush(0.5)
+        mine.uri = run.uri
+        mine.metrics({"loss": 1.0}, 2)
+        mine.close()
+        history = client().get_metric_history(run.id, "loss")
+        assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert len(list((mlflow_home / "served").rglob("sheets/a.png"))) == 1
+    assert not [record for record in caplog.records if "lost" in record.message]
+
+
+def test_what_waits_for_a_server_has_a_bound(begin, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "BUFFER", 1000)
+    monkeypatch.setattr(tracking, "LAST_TRY", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with begin() as run, caplog.at_level(logging.WARNING, tracking.log.name):
+        mine = tracking.attach(run.id, "http://127.0.0.1:1")
+        for step in range(20):
+            mine.metrics({"loss": 1.0}, step)
+        assert sum(record.size for record in mine._waiting) <= 1200  # and the one that is being sent
+        mine.close()
+    assert "20 records" in caplog.records[-1].message
+
+
+def test_what_the_server_refuses_does_not_hold_the_rest_up(begin, caplog):
+    with begin() as run, caplog.at_level(logging.WARNING, tracking.log.name):
+        run.metrics({"loss": float("nan"), "no/good?name": 1.0}, 0)
+        run.image("a.png", np.zeros((4, 4, 3), np.uint8))
+        run.metrics({"loss": 0.5}, 1)
+    assert client().get_run(run.id).data.metrics == {"loss": 0.5}
+    assert "1 records" in caplog.records[-1].message
+
+
+def test_the_machines_figures_are_logged(begin):
+    with begin() as run, tracking.system_metrics(run, seconds=0.2):
+        time.sleep(1)
+    metrics = client().get_run(run.id).data.metrics
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert "system/cpu_utilization_percentage" in metrics
 
 
 def test_nothing_is_pickled(begin, mlflow_home):
