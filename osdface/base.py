@@ -78,10 +78,11 @@ def check_base(folder: Path) -> None:
         )
 
 
-def check_architecture(folder: Path) -> None:
-    """Raise UserError unless the base's own configurations make a generator: read before anything is loaded.
+def check_architecture(folder: Path) -> int:
+    """The width of the prompt that the base's UNet takes, from the configurations alone.
 
-    VAE and UNet must agree on latents, the UNet must take a prompt and nothing beside it, and predict noise (eq. 1).
+    Raises UserError unless they make a generator: VAE and UNet must agree on latents, the UNet
+    must take a prompt and nothing beside it, and predict noise (eq. 1).
     """
     check_base(folder)
     unet, vae, scheduler = (_configuration(folder, part) for part in ("unet", "vae", "scheduler"))
@@ -96,6 +97,7 @@ def check_architecture(folder: Path) -> None:
     }
     if reasons := [reason for reason, holds in wrong.items() if holds]:
         raise UserError(f"{folder}: of another architecture: {reasons[0]}; give SD 2.1-base or one made like it")
+    return int(unet.get("cross_attention_dim") or 0)
 
 
 def _configuration(folder: Path, part: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdface import bundle, identity, presets
+from osdface import bundle, identity, presets, prompts
 from osdface.base import Base, check_architecture, load_base
 from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
@@ -106,7 +106,7 @@ class OSDConfig(TrainConfig):
         if self.init:
             bundle.verify(self.init)
         else:
-            check_architecture(self.base or Path())
+            prompts.check(self.prompt, preset.vre, check_architecture(self.base or Path()))
         if self.vre:
             load_vre(self.vre, preset)
         _networks(self.settled())
@@ -262,7 +262,8 @@ class OSDStage:
 
     def save(self, folder: Path) -> None:
         """The model bundle."""
-        provenance = bundle.Provenance(**self.origin, git_revision=git_revision())
+        init = bundle.digest(self.config.init) if self.config.init else None
+        provenance = bundle.Provenance(**self.origin, git_revision=git_revision(), init=init)
         bundle.save(
             self.generator, folder, preset=self.config.preset, seed=self.seed, base=self.base_folder,
             provenance=provenance,
