@@ -88,6 +88,25 @@ def severity(trace: str) -> float:
     return float(total + (np.log2(heights[-1] / min(heights)) if heights else 0))
 
 
+def pair(folder: Reference, key: str) -> np.ndarray:
+    """LQ | HQ of the row of a pair dataset that has this key, and its target where that is another picture.
+
+    Raises UserError where no row has it.
+    """
+    store = Store(folder)
+    manifest = read_manifest(store)
+    for shard in manifest.shards:
+        with open_parquet(store, f"{SHARDS}/{shard.name}") as file:
+            keys = file.read(columns=["key"]).column(0).to_pylist()
+            if key not in keys:
+                continue
+            row = file.read(columns=NEEDED).slice(keys.index(key), 1).to_pylist()[0]
+        pictures = Originals(manifest).pictures(row)
+        both = side_by_side(pictures.lq, pictures.hq, ("LQ", "HQ"))
+        return side_by_side(both, pictures.target, ("", "target")) if row["target_sha256"] else both
+    raise UserError(f"{store}: no row has the key {key}")
+
+
 def pairs_preview(folder: Reference, out: Path, count: int = 12) -> None:
     """An LQ | HQ sheet of a pair dataset's first rows, from mild to severe, `count` pairs spread over the range.
 

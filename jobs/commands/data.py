@@ -160,6 +160,21 @@ def preview(
 console.command(app, "preview", "osdface data preview pairs --out pairs.png")(preview)
 
 
+def show(
+    dataset: Dataset,
+    key: Annotated[str, typer.Argument(help="The pair's key, which training says where a loss is not a number.")],
+    out: options.Out,
+) -> dict:
+    """Draw the pair of one key."""
+    from pipelines import report
+
+    report.save_png(out, report.pair(dataset, key))
+    return _shown({"pair": str(out)})
+
+
+console.command(app, "show", "osdface data show pairs 3f2a90c1d4e7-000 --out pair.png")(show)
+
+
 def info(dataset: Dataset) -> dict:
     """Show what a dataset is: digest, recipe, counts, rejects by reason."""
     from pipelines.pairs.manifest import read_manifest

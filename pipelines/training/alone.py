@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        if "deepspeed" in sys.modules:  # it remembers groups, and would look for these ones the next time
+            from deepspeed.comm import comm
+            from deepspeed.utils import groups
+
+            comm.cdb = groups._WORLD_GROUP = None
 
 
 def keeper(folder: Path, validation: Validation) -> Callable[[dict[str, Any], Path | None], None]:

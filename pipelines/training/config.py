@@ -62,7 +62,8 @@ class Validation(Strict):
     """What is measured and drawn on the first `pictures` pairs of the split "val", every `every` steps of a phase.
 
     every: 0 validates before the first step and after the last one alone. best: the metric of `Stage.validate` by
-    which a best checkpoint is kept beside the last one; none: only the last ones are kept.
+    which a best checkpoint is kept beside the last one, and one is written at every validation; none: only the last
+    ones are kept.
     """
 
     every: int = Field(default=0, ge=0)

@@ -11,9 +11,11 @@ from PIL import Image
 from osdface.errors import UserError
 from osdface.imagefile import read_image
 from pipelines.pairs.manifest import read_manifest
+from pipelines.pairs.reading import PairDataset
 from pipelines.report import (
     MARGIN,
     TITLE,
+    pair,
     pairs_preview,
     save_png,
     severity,
@@ -136,3 +138,15 @@ class TestPreview:
     def test_of_no_dataset_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="no such dataset"):
             pairs_preview(tmp_path / "nowhere", tmp_path / "sheet.png")
+
+
+def test_one_pair_by_its_key(pairs):
+    data = PairDataset(pairs, "train")
+    wanted = data[len(data) - 1]
+    drawn = pair(pairs, wanted["key"])
+    expected = [to_uint8(wanted[name][None])[0] for name in ("lq", "hq")]
+    assert drawn.shape == (TITLE + 64, 128 + MARGIN, 3)
+    assert np.array_equal(drawn[TITLE:, :64], expected[0])
+    assert np.array_equal(drawn[TITLE:, 64 + MARGIN :], expected[1])
+    with pytest.raises(UserError, match="no row has the key nobody-000"):
+        pair(pairs, "nobody-000")

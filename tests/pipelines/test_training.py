@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
@@ -18,7 +17,7 @@ from osdface.config import parse
 from osdface.errors import UsageError, UserError
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
-from pipelines.training import Duration, Optimizer, Step, checkpoints, engines, frozen
+from pipelines.training import Duration, Optimizer, Step, alone, checkpoints, engines, frozen
 from pipelines.training.engines import Engine
 from pipelines.training.worker import Worker
 
@@ -31,12 +30,8 @@ OSD_LOSSES = {"mse": 1.0, "perceptual": 0, "identity": 0, "adversarial": 0.1}
 @pytest.fixture(scope="module", autouse=True)
 def one_process():
     """torch.distributed with this process alone; DeepSpeed's engines find it and use it."""
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("LOCAL_RANK", "0")
+    with alone.process_group(CPU):
         yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
