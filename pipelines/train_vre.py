@@ -177,9 +177,10 @@ class VREStage:
         self._last: tuple[str, int] | None = None  # phase and step of the last micro-batch
 
     def state(self) -> dict[str, Tensor]:
-        modules = {"autoencoders": self.autoencoders, "discriminators": self.discriminators}
+        modules = nn.ModuleDict({"autoencoders": self.autoencoders, "discriminators": self.discriminators})
+        trained = {name: parameter for name, parameter in modules.named_parameters() if parameter.requires_grad}
         use = {f"use.{name}.age": use.age for name, use in self.use.items()}
-        return nn.ModuleDict(modules).state_dict(keep_vars=True) | use
+        return trained | dict(modules.named_buffers()) | use
 
     def phases(self) -> Iterator[Phase]:
         yield self._phase("hq", self.config.hq, ["hq"])
