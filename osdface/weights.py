@@ -1,5 +1,7 @@
 """The third-party weight files: names, licences, digests, where they are looked for, what their absence switches off.
 
+`osdface.weightfile` tells whether a file is what it claims to be, and puts one where it is looked for.
+
 Nothing is ever downloaded, and nothing stands in for a file that is missing. dlib's 68-point landmarks, which lie in
 the same package as three of these, are left out on purpose: trained on iBUG 300-W, they are not for commercial use.
 """
@@ -21,7 +23,7 @@ class Weights(NamedTuple):
 
     commercial: whether its licence allows commercial use, None where its authors do not say. otherwise: what to do
     without it. sha256: its digest, or the first eight digits where only its published name is known. package: its
-    path in an installed package that brings it.
+    path in an installed package that brings it. published: other names under which a file of this kind is handed out.
     """
 
     file: str
@@ -31,6 +33,7 @@ class Weights(NamedTuple):
     otherwise: str
     sha256: str | None = None
     package: str | None = None
+    published: tuple[str, ...] = ()
 
 
 TORCHVISION = "torchvision's (BSD-3-Clause code, none stated for weights)"
@@ -39,14 +42,17 @@ UT = "University of Texas, free for any purpose with notice"
 DLIB = "face_recognition_models/models/"
 IDENTITY, LANDMARKS = "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat"
 MMOD, LPIPS = "mmod_human_face_detector.dat", "lpips/weights/v0.1/"
-EA_DISTS = ("the EA-DISTS loss of stage 2 (eq. 14)", "set losses.ea_dists to 0")
+DLIBS_FEATURES = "choose dlib's features for that loss"
+EA_DISTS = ("EA-DISTS (eq. 14) over VGG16", DLIBS_FEATURES)
+INSIGHTFACE = ("insightface's, non-commercial research", False, "the identity loss (eq. 13) by insightface's ArcFace")
+DLIBS_IDENTITY = "choose dlib's network for that loss"
 NO_METRIC = "leave that metric out"
 
 # fmt: off
 WEIGHTS: dict[str, Weights] = {
     "dlib_identity": Weights(
-        IDENTITY, "CC0", True, "the identity loss (eq. 13) by dlib's network",
-        "install face-recognition-models, or set losses.identity to 0",
+        IDENTITY, "CC0", True, "the identity loss (eq. 13) by dlib's network, and perceptual losses over its features",
+        "install face-recognition-models, or set the weights of those losses to 0",
         "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30", DLIB + IDENTITY),
     "dlib_landmarks": Weights(
         LANDMARKS, "CC0", True, "finding and aligning faces in photographs", "install face-recognition-models",
@@ -55,20 +61,24 @@ WEIGHTS: dict[str, Weights] = {
         MMOD, "CC0", True, "face detection by dlib's CNN", "use dlib's frontal detector",
         "4cb19393e2fbaf2b1609a9319ad5386618c886a6234ec1b971f3e87c85d87fe6", DLIB + MMOD),
     "vgg19": Weights(
-        "vgg19-dcbb9e9d.pth", TORCHVISION, None, "the perceptual loss of stage 1 (eq. 7)",
-        "set losses.perceptual to 0", "dcbb9e9d"),
-    "vgg16": Weights("vgg16-397923af.pth", TORCHVISION, None, *EA_DISTS, "397923af"),
+        "vgg19-dcbb9e9d.pth", TORCHVISION, None, "the perceptual loss of stage 1 (eq. 7) by VGG19", DLIBS_FEATURES,
+        "dcbb9e9d"),
+    "vgg16": Weights(
+        "vgg16-397923af.pth", TORCHVISION, None, "EA-DISTS (eq. 14) and LPIPS over VGG16", DLIBS_FEATURES, "397923af"),
     "dists": Weights("DISTS_weights-f5e65c96.pth", "MIT", True, *EA_DISTS, "f5e65c96"),
     "lpips_vgg": Weights(
-        "LPIPS_v0.1_vgg-a78928a0.pth", "BSD-2-Clause", True, "LPIPS over VGG16", NO_METRIC,
+        "LPIPS_v0.1_vgg-a78928a0.pth", "BSD-2-Clause", True, "LPIPS over VGG16", DLIBS_FEATURES,
         "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", LPIPS + "vgg.pth"),
     "lpips_alex": Weights(
         "LPIPS_v0.1_alex-df73285e.pth", "BSD-2-Clause", True, "LPIPS over AlexNet", NO_METRIC,
         "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", LPIPS + "alex.pth"),
     "alexnet": Weights("alexnet-owt-7be5be79.pth", TORCHVISION, None, "LPIPS over AlexNet", NO_METRIC, "7be5be79"),
-    "arcface": Weights(
-        "w600k_r50.onnx", "insightface's, non-commercial", False, "the identity loss (eq. 13) by ArcFace",
-        "use dlib's network"),
+    "arcface_r100": Weights(
+        "arcface_r100.pth", *INSIGHTFACE, DLIBS_IDENTITY, published=("backbone.pth",)),
+    "arcface_r50": Weights("arcface_r50.pth", *INSIGHTFACE, DLIBS_IDENTITY, published=("backbone.pth",)),
+    "arcface_r18": Weights(
+        "arcface_resnet18.pth", "none stated", None, "the identity loss (eq. 13) by the ancestors' grey ArcFace",
+        DLIBS_IDENTITY, published=("resnet18_110.pth",)),
     "inception": Weights("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0", True, "FID", NO_METRIC, "6726825d"),
     "musiq": Weights("musiq_koniq_ckpt-e95806b9.pth", IQA, False, "MUSIQ", NO_METRIC, "e95806b9"),
     "niqe": Weights("niqe_modelparameters.mat", UT, True, "NIQE", NO_METRIC),
@@ -114,17 +124,27 @@ def places(name: str) -> Iterator[Path]:
     yield Path.home() / ".insightface" / "models" / "buffalo_l" / file
 
 
+def present(name: str) -> Path | None:
+    """The path of a weight file, None where it is not on this machine."""
+    return next((path for path in places(name) if path.is_file()), None)
+
+
 def find(name: str) -> Path:
     """The path of a weight file. Raises MissingWeights naming the file, where it was looked for, and what to do."""
-    for path in places(name):
-        if path.is_file():
-            return path
+    if path := present(name):
+        return path
     wanted = WEIGHTS[name]
     first, *others = (path.parent for path in places(name))
     raise MissingWeights(
-        f"{wanted.file} is not on this machine and {wanted.enables} needs it: put it into {first} (also looked in "
-        f"{', '.join(map(str, others))}), or {wanted.otherwise}"
+        f"{wanted.file} is not on this machine and {wanted.enables} needs it: `osdface weights add FILE` puts it into "
+        f"{first} (also looked in {', '.join(map(str, others))}), or {wanted.otherwise}"
     )
+
+
+def compare(name: str, path: Path) -> Digest:
+    """Whether a file has the digest that is known of it."""
+    expected = WEIGHTS[name].sha256
+    return "unknown" if not expected else "ok" if sha256(path).startswith(expected) else "mismatch"
 
 
 def status(check: bool = False) -> list[Status]:
@@ -133,20 +153,15 @@ def status(check: bool = False) -> list[Status]:
 
 
 def _status(name: str, check: bool) -> Status:
-    wanted = WEIGHTS[name]
-    paths = list(places(name))
-    path = next((path for path in paths if path.is_file()), None)
-    digest: Digest = "not checked"
-    if path and check:
-        digest = "unknown" if not wanted.sha256 else "ok" if sha256(path).startswith(wanted.sha256) else "mismatch"
+    wanted, path = WEIGHTS[name], present(name)
     return Status(
         name,
         wanted.file,
         path is not None,
         path,
-        digest,
+        compare(name, path) if path and check else "not checked",
         wanted.sha256,
-        [place.parent for place in paths],
+        [place.parent for place in places(name)],
         wanted.licence,
         wanted.commercial,
         wanted.enables,

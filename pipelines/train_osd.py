@@ -19,7 +19,7 @@ from osdface.generator import LatentChoice, OneStepGenerator
 from osdface.identity import DlibIdentity, chips_from_aligned
 from osdface.losses import adversarial
 from osdface.losses.identity import identity_loss
-from osdface.losses.perceptual import EdgeAwareDISTS, Grey
+from osdface.losses.perceptual import Grey, PerceptualDistance
 from osdface.vre import VisualEmbedder
 from pipelines.report import sheet_of_tensors
 from pipelines.tracking import git_revision
@@ -68,7 +68,7 @@ class OSDStage:
         self.generator = OneStepGenerator.from_parts(preset, base, embedder, config.seed).to(device)
         self.alpha_bar = base.scheduler.alphas_cumprod.to(device)
         weights = config.losses
-        self.ea_dists = EdgeAwareDISTS(weights.grey).to(device) if weights.ea_dists else None
+        self.ea_dists = PerceptualDistance("ea_dists", "vgg16", weights.grey).to(device) if weights.ea_dists else None
         self.identity = DlibIdentity().to(device) if weights.identity else None
 
     def state(self) -> dict[str, Tensor]:

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PatchLoss = Literal["hinge", "log"]
+# Of the latent discriminator. softplus: published, eq. 15 and 16. hinge: the ancestors' of stage 1 (VQGAN, DAEFR); no
+# published program has it here.
+LatentLoss = Literal["softplus", "hinge"]
 
 
 def patch_generator_loss(fake: Tensor, kind: PatchLoss = "hinge") -> Tensor:
@@ -34,11 +37,13 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (by_reconstruction.norm() / (by_adversarial.norm() + 1e-4)).clamp(0, limit).detach()
 
 
-def generator_loss(fake: Tensor) -> Tensor:
-    """L_G of eq. 15: -E log D, with D = sigmoid(logit), averaged over patches."""
-    return F.softplus(-fake).mean()
+def generator_loss(fake: Tensor, kind: LatentLoss = "softplus") -> Tensor:
+    """L_G, averaged over patches. "softplus": -E log D of eq. 15, with D = sigmoid(logit); "hinge": -E logit."""
+    return F.softplus(-fake).mean() if kind == "softplus" else -fake.mean()
 
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """L_D of eq. 16: -E log(1 - D(fake)) - E log D(real), averaged over patches."""
+def discriminator_loss(real: Tensor, fake: Tensor, kind: LatentLoss = "softplus") -> Tensor:
+    """L_D, averaged over patches. "softplus": -E log(1 - D(fake)) - E log D(real) of eq. 16; "hinge": half of both."""
+    if kind == "hinge":
+        return patch_discriminator_loss(real, fake, "hinge")
     return F.softplus(fake).mean() + F.softplus(-real).mean()

@@ -48,7 +48,10 @@ class PatchDiscriminatorShape(Strict):
 
 
 class LatentDiscriminatorShape(LoRAShape):
-    """The stage-2 discriminator: LoRA on the base UNet's encoder half, and a patch head `head_width` wide."""
+    """The stage-2 discriminator: LoRA on a UNet's encoder half, and a head `head_width` wide. Its numbers are inferred.
+
+    What else is open about it is in `osdface.discriminators.LatentOptions`.
+    """
 
     head_width: int
 

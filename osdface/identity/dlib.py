@@ -4,9 +4,7 @@ A 29-layer residual network with a 128-d descriptor: faces of one person lie clo
 dlib's own weight file; agreement with dlib is a test. It is called `dlib` everywhere: it is not the paper's ArcFace.
 """
 
-import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface import weights
-from osdface.errors import MissingWeights, UserError
+from osdface.errors import UserError
+from osdface.identity.network import IdentityNetwork
 
 CHIP = 150  # pixels of a side of the network's input
 MEAN = (122.782, 117.001, 104.298)
@@ -26,31 +25,17 @@ STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1
 FRAME, LEFT, TOP = 223, 38, 57
 
 
-class _Affine(nn.Module):
-    """dlib's `affine` layer: a scale and a shift for each channel (a folded batch norm)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma[:, None, None] + self.beta[:, None, None]
-
-
 class _Block(nn.Module):
-    """conv - affine - relu - conv - affine, added to the input; a down block halves the map and may widen it."""
+    """conv - relu - conv, added to the input; a down block halves the map and may widen it."""
 
     def __init__(self, channels: int, width: int, down: bool):
         super().__init__()
         self.down = down
         self.conv1 = nn.Conv2d(channels, width, 3, stride=2 if down else 1, padding=0 if down else 1)
-        self.affine1 = _Affine(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.affine2 = _Affine(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(x)))))
+        h = self.conv2(F.relu(self.conv1(x)))
         skip = F.avg_pool2d(x, 2) if self.down else x
         return F.relu(_padded_sum(h, skip))
 
@@ -66,45 +51,57 @@ def _padded_sum(a: Tensor, b: Tensor) -> Tensor:
     return padded(a) + padded(b)
 
 
-class DlibIdentity(nn.Module):
+class DlibIdentity(IdentityNetwork):
     """Face chips (B, 3, 150, 150) in [0, 1], RGB -> descriptors (B, 128). Frozen; differentiable in its input.
 
     Raises MissingWeights where dlib's file is not on this machine, UserError where the file is another or damaged.
     """
 
+    name = "dlib"
     mean: Tensor
 
     def __init__(self, path: Path | None = None):
         super().__init__()
         self.conv = nn.Conv2d(3, 32, 7, stride=2)
-        self.affine = _Affine(32)
-        blocks, channels = [], 32
+        stages, channels = [], 32
         for width, count, down in STAGES:
-            for index in range(count):
-                blocks.append(_Block(channels, width, down and index == 0))
-                channels = width
-        self.blocks = nn.Sequential(*blocks)
+            rest = (_Block(width, width, False) for _ in range(count - 1))
+            stages.append(nn.Sequential(_Block(channels, width, down), *rest))
+            channels = width
+        self.stages = nn.ModuleList(stages)
         self.fc = nn.Parameter(torch.zeros(256, 128))
         self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
         self._read(path or weights.find("dlib_identity"))
-        self.eval().requires_grad_(False)
+        self.freeze()
+
+    def chips(self, images: Tensor) -> Tensor:
+        return chips_from_aligned(images)
+
+    def maps(self, images: Tensor, stages: int = len(STAGES)) -> list[Tensor]:
+        """The feature maps after the first convolution and after each of `stages`, of pictures of any size."""
+        found = [F.relu(self.conv((images * 255 - self.mean) / 256))]
+        h = F.max_pool2d(found[0], 3, 2)
+        for stage in self.stages[:stages]:
+            found.append(h := stage(h))
+        return found
 
     def forward(self, chips: Tensor) -> Tensor:
-        h = F.relu(self.affine(self.conv((chips * 255 - self.mean) / 256)))
-        h = self.blocks(F.max_pool2d(h, 3, 2))
-        return h.mean((2, 3)) @ self.fc
+        return self.maps(chips)[-1].mean((2, 3)) @ self.fc
 
     def _read(self, path: Path) -> None:
-        """Fill the parameters from dlib's file, whose tensors come in the order of the modules, the forward pass's."""
+        """Fill the parameters from dlib's file, whose tensors come in the order of the modules, the forward pass's.
+
+        dlib has an `affine` layer after every convolution, a scale and a shift for each channel (a folded batch norm):
+        both go into the convolution.
+        """
         reader = _Reader(path)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 weight, bias = layer.parameters()
                 values = reader.tensor("con_4", weight.numel() + bias.numel())
-                weight.data = values[: weight.numel()].reshape(weight.shape)
-                bias.data = values[weight.numel() :]
-            elif isinstance(layer, _Affine):
-                layer.gamma.data, layer.beta.data = reader.tensor("affine_", 2 * layer.gamma.numel()).chunk(2)
+                gamma, beta = reader.tensor("affine_", 2 * len(bias)).chunk(2)
+                weight.data = values[: weight.numel()].reshape(weight.shape) * gamma[:, None, None, None]
+                bias.data = values[weight.numel() :] * gamma + beta
         self.fc.data = reader.tensor("fc_2", *self.fc.shape)
 
 
@@ -158,26 +155,3 @@ def chips_from_aligned(images: Tensor) -> Tensor:
     """The chips of FFHQ-aligned faces: (B, 3, S, S) in [0, 1] -> (B, 3, 150, 150) float32, differentiable."""
     frame = F.interpolate(images.float(), (FRAME, FRAME), mode="bilinear", antialias=True)
     return frame[..., TOP : TOP + CHIP, LEFT : LEFT + CHIP]
-
-
-def similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float | None]:
-    """How much each FFHQ-aligned face (S, S, 3) uint8 is still the same person's: cosine of the descriptors.
-
-    1 for the same picture; different people still have 0.8 to 0.9. None where dlib's weights are not on this machine.
-    """
-    network = _network()
-    if network is None:
-        return [None] * len(before)
-    return [float(F.cosine_similarity(*network(_chips(pair))[:, None])) for pair in zip(before, after, strict=True)]
-
-
-@functools.cache
-def _network() -> DlibIdentity | None:
-    try:
-        return DlibIdentity()
-    except MissingWeights:
-        return None
-
-
-def _chips(crops: Sequence[np.ndarray]) -> Tensor:
-    return chips_from_aligned(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255)
