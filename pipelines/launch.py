@@ -17,18 +17,26 @@ import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from osdface import presets, weights
+from osdface import weights
 from osdface.config import digest, home, resolved
-from osdface.errors import UsageError, UserError
+from osdface.errors import UserError
 from osdface.files import aside, replace_folder, write_json
-from pipelines import cluster, tracking
-from pipelines.pairs.manifest import read_manifest
+from pipelines import cluster, runs, tracking
+from pipelines.pairs.manifest import Manifest, checked_manifest
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
-from pipelines.training import TrainConfig
+from pipelines.training import TrainConfig, alone, checks
+from pipelines.training.checkpoints import OUTPUT
 from pipelines.training.worker import Progress, Worker
 
 RECEIPT = "training.json"  # beside every output: what run made it from what
+FORMAT = 1  # of that note
+# What weights do not depend on, nor so what a run is called: a run may go on with others of these.
+APART = (
+    "data", "out", "cpus_per_worker", "threads", "readers", "zero_stage", "offload", "export", "checkpoint_every",
+    "log_every", "max_failures",
+)  # fmt: skip
+SHARES = ("workers", "accumulation")  # as well, where losses are means over rows
 
 # By name, so that only the workers import them: Ray Train's controller starts seconds sooner.
 STAGES = {
@@ -47,10 +55,49 @@ class Trained(NamedTuple):
     fresh: bool
 
 
+class Plan(NamedTuple):
+    """A training that could start: its settled configuration, data, and what it is called by."""
+
+    config: TrainConfig
+    manifest: Manifest
+    identity: dict[str, Any]
+    steps: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        """Of all that the weights depend on."""
+        return digest(self.identity)
+
+
 def receipt(folder: Path) -> dict[str, Any]:
     """What `launch` noted beside an output: stage, digest, run_id, runs, dataset_digest. Empty for foreign folders."""
     path = folder / RECEIPT
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def plan(
+    stage: str,
+    config: TrainConfig,
+    inputs: dict[str, tuple[Path, str]],
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Look at everything that a training needs, without starting it. Raises what `launch` would."""
+    checks.refuse_configuration(config)
+    if isinstance(config.data, Virtual):
+        config = config.model_copy(update={"data": _indexed(config.data, progress, address)})
+    manifest = checked_manifest(config.folder)
+    checks.refuse_data(config, manifest)
+    if address is None:  # elsewhere, the workers' machines have them, or say so themselves
+        for file in config.weights():
+            weights.find(file)
+    config = config.settled()
+    apart = (*APART, *inputs, *(() if config.undivided() else SHARES))
+    settings = {name: value for name, value in resolved(config).items() if name not in apart}
+    parents = {name: made for name, (_, made) in inputs.items()}
+    identity = {"stage": stage, "config": settings, "dataset": manifest.digest, "inputs": parents}
+    epoch = manifest.counts.splits["train"] / config.batch_size
+    return Plan(config, manifest, identity, {name: d.resolve(epoch) for name, d in config.durations().items()})
 
 
 def launch(
@@ -59,40 +106,38 @@ def launch(
     inputs: dict[str, tuple[Path, str]],
     address: str | None = None,
     progress: Progress | None = None,
+    resume: str = "auto",
 ) -> Trained:
     """Train, resume, or find finished what this configuration, data and `inputs` (name -> folder, digest) describe.
 
     The run's name comes from their digest, so the same command again continues what a kill left, and never what
-    another configuration left. Raises UserError or UsageError before any worker starts where something is missing.
+    another configuration left. resume: as `runs.choose` has it. Raises UserError or UsageError before any worker
+    starts where something is missing.
     """
-    if isinstance(config.data, Virtual):
-        config = config.model_copy(update={"data": _indexed(config.data, progress, address)})
-    manifest = read_manifest(config.folder)
-    _check(config, manifest)
-    settings = {k: v for k, v in resolved(config).items() if k not in ("data", "out", *inputs)}
-    parents = {name: made for name, (_, made) in inputs.items()}
-    identity = digest({"stage": stage, "config": settings, "dataset": manifest.digest, "inputs": parents})
+    planned = plan(stage, config, inputs, address, progress)
+    config, manifest = planned.config, planned.manifest
     if config.out.exists():
-        return _finished(config.out, identity)
-    name = f"{stage}-{identity[:12]}"
-    runs: dict[str, str] = {}
+        return _finished(config, planned.digest)
+    name, known = runs.choose(stage, planned.digest, planned.identity, resume)
+    parents: dict[str, str] = {}
     for folder, _ in inputs.values():
-        runs |= receipt(folder).get("runs", {})
-    if address is None:  # elsewhere, the workers' machines have them, or say so themselves
-        for file in config.weights():
-            weights.find(file)
-    cluster.connect(address, None)
-    cluster.require_cpus(config.workers * config.cpus_per_worker)
-    memo = home() / "runs" / f"{name}.json"
-    resume = json.loads(memo.read_text())["run_id"] if memo.is_file() else None
-    with tracking.run(stage, name, resolved(config), manifest, config.folder, runs, resume) as run:
-        write_json(memo, {"run_id": run.id})
-        runs[stage] = run.id
-        origin = {"runs": runs, "dataset_digest": manifest.digest}
-        checkpoint = _fit(stage, name, config, origin, run, progress)
-        note = {"stage": stage, "digest": identity, "run_id": run.id, "runs": runs, "dataset_digest": manifest.digest}
-        _place(checkpoint, config.out, note)
-    return Trained(config.out, run.id, identity, True)
+        parents |= receipt(folder).get("runs", {})
+    if config.workers:
+        cluster.connect(address, None)
+        cluster.require_cpus(config.workers * config.cpus_per_worker)
+        _require_gpus(config.workers * config.gpus_per_worker)
+    begun = tracking.run(stage, name, resolved(config), manifest, config.folder, parents, known.get("run_id"))
+    with begun as run:
+        remembered = {"run_id": run.id, "stage": stage, "digest": planned.digest, "identity": planned.identity}
+        runs.remember(name, remembered)
+        origin = {"runs": parents | {stage: run.id}, "dataset_digest": manifest.digest}
+        loop: dict[str, Any] = {"stage": stage, "config": resolved(config), "origin": origin, "run": (run.id, run.uri)}
+        loop["checkpoint"] = [str(path) for path in runs.whole_checkpoints(name)[-1:]]
+        checkpoint = _fit(name, config, loop, progress) if config.workers else _alone(name, config, loop, progress)
+        note = {"format_version": FORMAT, "stage": stage, "digest": planned.digest, "export": config.export}
+        _place(checkpoint, config.out, note | {"run_id": run.id, **origin})
+        run.tag({"output": str(config.out.absolute()), "run_name": name})
+    return Trained(config.out, run.id, planned.digest, True)
 
 
 def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> str:
@@ -108,45 +153,31 @@ def _count(progress: Progress, label: str, done: int, total: int, values: dict[s
     progress(label, done, total, values or {})
 
 
-def _check(config: TrainConfig, manifest: Any) -> None:
-    preset = presets.preset(config.preset)
-    if manifest.spec.size != preset.size:
+def _require_gpus(needed: float) -> None:
+    there = ray.cluster_resources().get("GPU", 0)
+    if needed > there:
         raise UserError(
-            f"{config.data}: pictures of {manifest.spec.size} px, but preset '{preset.name}' works at {preset.size}; "
-            f"make the pairs with --size {preset.size}"
-        )
-    if config.batch_size % config.workers:
-        raise UsageError(
-            f"batch_size {config.batch_size} cannot be shared by workers {config.workers}: make it a multiple"
-        )
-    rows = manifest.counts.splits.get("train", 0)
-    if rows < config.batch_size:
-        raise UserError(
-            f"{config.data}: its training split has {rows} pairs, fewer than batch_size {config.batch_size}"
+            f"the workers ask for {needed:g} GPUs but the cluster has {there:g}; lower workers or gpus_per_worker, or "
+            "join a larger cluster with --address"
         )
 
 
-def _finished(out: Path, identity: str) -> Trained:
-    note = receipt(out)
+def _finished(config: TrainConfig, identity: str) -> Trained:
+    note = receipt(config.out)
     if note.get("digest") != identity:
-        raise UserError(f"{out}: exists and is not this run's output; remove it or give another --out")
-    return Trained(out, note["run_id"], identity, False)
+        raise UserError(f"{config.out}: exists and is not this run's output; remove it or give another --out")
+    if (exported := note.get("export", "last")) != config.export:
+        raise UserError(f"{config.out}: has the weights '{exported}' of this run; give another --out for the others")
+    return Trained(config.out, note["run_id"], identity, False)
 
 
-def _fit(
-    stage: str, name: str, config: TrainConfig, origin: dict[str, Any], run: tracking.Run, progress: Progress | None
-) -> Any:
+def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> Path:
     """Run the workers; returns the checkpoint that holds the stage's output."""
+    best = config.validation.best
     with _forwarding(progress) as queue:
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={
-                "stage": stage,
-                "config": resolved(config),
-                "origin": origin,
-                "run": (run.id, run.uri),
-                "queue": queue,
-            },
+            train_loop_config=loop | {"queue": queue},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=config.gpus_per_worker > 0,
@@ -154,15 +185,34 @@ def _fit(
             ),
             run_config=ray.train.RunConfig(
                 name=name,
-                storage_path=str(home() / "runs"),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                storage_path=str(home() / runs.FOLDER),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1 if best else alone.LAST,  # beside the latest, which Ray keeps
+                    checkpoint_score_attribute="score" if best else None,
+                    checkpoint_score_order=config.validation.direction,
+                ),
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             ),
         )
         try:
-            return trainer.fit().checkpoint
-        except ray.train.TrainingFailedError as error:
+            done = trainer.fit().checkpoint
+            assert done is not None  # every training ends with one
+            return Path(done.path)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise _explain(name, error) from error
+
+
+def _alone(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> Path:
+    """Train in this process; returns the checkpoint that holds the stage's output."""
+    device = torch.device("cuda" if config.gpus_per_worker else "cpu")
+    keep = alone.keeper(home() / runs.FOLDER / name, config.validation)
+    with alone.process_group(device):
+        _worker(loop, device, 0, 1, keep, progress).train(_latest(loop))
+    return runs.whole_checkpoints(name)[-1]
+
+
+def _latest(loop: dict[str, Any]) -> Path | None:
+    return Path(loop["checkpoint"][0]) if loop["checkpoint"] else None
 
 
 def _explain(name: str, error: Exception) -> UserError:
@@ -204,11 +254,10 @@ def _forwarding(progress: Progress | None) -> Any:
         queue.shutdown()
 
 
-def _place(checkpoint: Any, out: Path, note: dict[str, Any]) -> None:
+def _place(checkpoint: Path, out: Path, note: dict[str, Any]) -> None:
     temporary = aside(out)
     shutil.rmtree(temporary, ignore_errors=True)
-    with checkpoint.as_directory() as folder:
-        shutil.copytree(Path(folder) / "output", temporary)
+    shutil.copytree(checkpoint / OUTPUT, temporary)
     write_json(temporary / RECEIPT, note | {"finished": time.time()})
     replace_folder(temporary, out)
 
@@ -217,23 +266,27 @@ def _work(loop: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
     device = ray.train.torch.get_device()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    stage_class = pkgutil.resolve_name(STAGES[loop["stage"]])
-    config: TrainConfig = stage_class.Config.model_validate(loop["config"])
-    torch.set_num_threads(config.threads)
     context, queue = ray.train.get_context(), loop["queue"]
-    rank = context.get_world_rank()
-    run = tracking.attach(*loop["run"]) if rank == 0 else None
 
-    def report(metrics: dict[str, Any], folder: Path) -> None:
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
 
     def show(*event: Any) -> None:
         if queue is not None:
             queue.put(event)
 
-    worker = Worker(
-        config, stage_class(config, device, loop["origin"]), device, rank, context.get_world_size(), report, run, show
-    )
+    worker = _worker(loop, device, context.get_world_rank(), context.get_world_size(), report, show)
+    torch.set_num_threads(worker.config.threads)
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
-        worker.train(Path(folder) if folder else None)
+        worker.train(Path(folder) if folder else _latest(loop))
+
+
+def _worker(
+    loop: dict[str, Any], device: torch.device, rank: int, world: int, report: Any, progress: Progress | None
+) -> Worker:
+    stage_class = pkgutil.resolve_name(STAGES[loop["stage"]])
+    config: TrainConfig = stage_class.Config.model_validate(loop["config"])
+    make = functools.partial(stage_class, config, device, loop["origin"])
+    run = tracking.attach(*loop["run"]) if rank == 0 else None
+    return Worker(config, make, device, rank, world, report, run, progress)

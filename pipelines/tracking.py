@@ -2,15 +2,19 @@
 
 import contextlib
 import functools
+import io
+import itertools
 import json
 import logging
 import os
 import subprocess
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -32,7 +36,10 @@ TAG = "osdface."  # before every tag of ours
 DIGEST_LENGTH = 36  # what MLflow's table of datasets holds; tags and the source keep the whole digest
 VALUE_LENGTH = 500  # of a parameter
 PARAMS_PER_CALL = 100
-PAUSE = 300  # seconds in which a run leaves a server alone that did not take a record
+METRICS_PER_CALL = 1000
+PAUSE = 30.0  # seconds in which a run leaves a server alone that did not take a record
+LAST_TRY = 30.0  # seconds in which a run that ends tries to send what is left
+BUFFER = 64 * 2**20  # bytes of records that wait for a server
 SETTINGS = {  # of MLflow, where the environment has none
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -123,45 +130,163 @@ def _git(*arguments: str) -> str | None:
 class Run:
     """One MLflow run, begun here or elsewhere.
 
-    What a failing server does not take is lost: one warning, and on. It is asked again after PAUSE seconds.
+    Records are sent by a thread, in order. What a failing server does not take is kept, BUFFER bytes of it at most, and
+    sent later: it is asked again every PAUSE seconds, and once more by `close`. What is lost in the end is said.
     """
 
     def __init__(self, run_id: str, address: str):
         self.id, self.uri = run_id, address
-        self._warned, self._again = False, 0.0
+        self._waiting: deque[Record] = deque()
+        self._change = threading.Condition()
+        self._held = self._lost = 0
+        self._busy = self._closing = self._warned = False
+        self._thread: threading.Thread | None = None
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Log metrics at a step."""
         now = int(time.time() * 1000)
-        self._try(lambda c: c.log_batch(self.id, metrics=[Metric(k, v, now, step) for k, v in values.items()]))
+        self._add(Record([Metric(name, value, now, step) for name, value in values.items()], None, 200 * len(values)))
 
     def tag(self, values: dict[str, str]) -> None:
         """Set tags of ours."""
-        self._try(lambda c: c.log_batch(self.id, tags=[RunTag(TAG + k, v) for k, v in values.items()]))
+        tags = [RunTag(TAG + name, value) for name, value in values.items()]
+        self._add(Record([], lambda made: made.log_batch(self.id, tags=tags), 1000 * len(tags)))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a file."""
-        self._try(lambda c: c.log_artifact(self.id, str(path), folder))
+        """Log a file, as it is now."""
+        self._file(path.name, path.read_bytes(), folder)
 
     def image(self, name: str, image: np.ndarray) -> None:
         """Log a uint8 RGB picture under an artifact name such as `sheets/end.png`."""
+        coded = io.BytesIO()
+        Image.fromarray(image).save(coded, "PNG")
         folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / file
-            Image.fromarray(image).save(path)
-            self.artifact(path, folder or None)
+        self._file(file, coded.getvalue(), folder or None)
 
-    def _try(self, call: Callable[[MlflowClient], Any]) -> None:
-        if time.monotonic() < self._again:
-            return
+    def flush(self, seconds: float = PAUSE) -> bool:
+        """Wait until everything is sent; whether it was in that time."""
+        with self._change:
+            return self._change.wait_for(lambda: not (self._waiting or self._busy), seconds)
+
+    def end(self, status: int) -> None:
+        """Give the run its status, and close it."""
+        name = RunStatus.to_string(status)
+        self._add(Record([], lambda made: made.set_terminated(self.id, name), 0))
+        self.close()
+
+    def close(self, seconds: float = LAST_TRY) -> None:
+        """Send what waits, for so many seconds at most; then say what is lost."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self.flush(seconds)
+        with self._change:
+            self._lost += len(self._waiting)
+            self._waiting.clear()
+            self._held = 0
+        if self._lost:
+            log.warning("MLflow at %s: %d records of run %s are lost", self.uri, self._lost, self.id)
+
+    def _file(self, name: str, data: bytes, folder: str | None) -> None:
+        def send(made: MlflowClient) -> None:
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / name
+                path.write_bytes(data)
+                made.log_artifact(self.id, str(path), folder)
+
+        self._add(Record([], send, len(data)))
+
+    def _add(self, record: "Record") -> None:
+        with self._change:
+            self._waiting.append(record)
+            self._held += record.size
+            while self._held > BUFFER and len(self._waiting) > 1:
+                self._held -= self._waiting.popleft().size
+                self._lost += 1
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+                self._thread.start()
+
+    def _send_all(self) -> None:
+        while True:
+            with self._change:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                records, self._busy = self._together(), True
+            sent = self._send(records)
+            with self._change:
+                self._busy = False
+                if not sent:
+                    self._waiting.extendleft(reversed(records))
+                    self._held += sum(record.size for record in records)
+                self._change.notify_all()
+                if not sent and self._closing:
+                    self._change.wait(1)
+                elif not sent:
+                    self._change.wait_for(lambda: self._closing, PAUSE)
+
+    def _together(self) -> list["Record"]:
+        """The first record, with the metrics that follow it if it is of metrics: one call takes them all."""
+        records = [self._waiting.popleft()]
+        count = len(records[0].metrics)
+        while count and self._waiting and 0 < len(self._waiting[0].metrics) <= METRICS_PER_CALL - count:
+            records.append(self._waiting.popleft())
+            count += len(records[-1].metrics)
+        self._held -= sum(record.size for record in records)
+        return records
+
+    def _send(self, records: list["Record"]) -> bool:
+        """Whether they are done with: taken, or refused for good."""
         try:
-            call(client(self.uri))
+            made = client(self.uri)
+            if records[0].send:
+                records[0].send(made)
+            else:
+                made.log_batch(self.id, metrics=[metric for record in records for metric in record.metrics])
+            return True
         except Exception as error:  # training must not stop for its log
+            final = refused(error)
             if not self._warned:
-                log.warning("MLflow at %s does not take records (%s); going on without", self.uri, reason(error))
+                kept = "going on without them" if final else "keeping them for later"
+                log.warning("MLflow at %s does not take records (%s); %s", self.uri, reason(error), kept)
             self._warned = True
-            if self.uri.startswith("http") and not refused(error):
-                self._again = time.monotonic() + PAUSE
+            self._lost += len(records) if final else 0
+            return final
+
+
+class Record(NamedTuple):
+    """Metrics, or something else to send; its size in bytes, about."""
+
+    metrics: list[Metric]
+    send: Callable[[MlflowClient], Any] | None
+    size: int
+
+
+@contextlib.contextmanager
+def system_metrics(run: Run, seconds: float = 10) -> Iterator[None]:
+    """MLflow's own figures of this machine, logged every so many seconds while the block runs."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor, done = SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=run.uri), threading.Event()
+
+    def watch() -> None:  # not the monitor's own loop, which ends for good where the server does not answer once
+        for step in itertools.count(monitor._logging_step):
+            monitor.collect_metrics()
+            if done.wait(seconds):
+                return
+            monitor.collect_metrics()
+            run.metrics({f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}, step)
+            for one in monitor.monitors:
+                one.clear_metrics()
+
+    thread = threading.Thread(target=watch, name="system-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def refused(error: Exception) -> bool:
@@ -187,7 +312,7 @@ def run(
     address = uri()
     made = client(address)
     status = RunStatus.FAILED
-    run_id = ""
+    begun = None
     try:
         try:
             run_id = resume if resume and exists(made, resume) else _create(made, stage, name, address)
@@ -196,25 +321,19 @@ def run(
                 _describe(made, run_id, config, manifest, Store(data).uri, parents)
         except (MlflowException, OSError) as error:
             raise UserError(f"MLflow at {address}: cannot begin the run {name} ({reason(error)})") from None
-        yield Run(run_id, address)
+        begun = Run(run_id, address)
+        yield begun
         status = RunStatus.FINISHED
     except (KeyboardInterrupt, SystemExit):
         status = RunStatus.KILLED
         raise
     finally:
-        if run_id:
-            _end(made, run_id, status)
+        if begun:
+            begun.end(status)
 
 
 def _create(made: MlflowClient, stage: str, name: str, address: str) -> str:
     return made.create_run(experiment(made, stage, address), run_name=name).info.run_id
-
-
-def _end(made: MlflowClient, run_id: str, status: int) -> None:
-    try:
-        made.set_terminated(run_id, RunStatus.to_string(status))
-    except Exception as error:  # what was trained is there all the same
-        log.warning("MLflow does not take the end of run %s (%s)", run_id, reason(error))
 
 
 def attach(run_id: str, address: str) -> Run:

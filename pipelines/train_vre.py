@@ -49,6 +49,9 @@ class VREConfig(TrainConfig):
     losses: VRELosses = VRELosses()
     lq_from: Literal["fresh", "hq"] = "fresh"  # what the LQ autoencoder starts from; DAEFR trains both from scratch
 
+    def undivided(self) -> list[str]:
+        return ["losses.adversarial"] if self.losses.adversarial else []
+
     def weights(self) -> list[str]:
         return ["vgg19"] if self.losses.perceptual else []
 

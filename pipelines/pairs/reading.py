@@ -1,8 +1,10 @@
 """Reading pairs for training: one split as PyTorch's map-style dataset, and the order in which it is trained on."""
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from pipelines.store import Reference, Store
 if TYPE_CHECKING:  # imported where a tensor is made: synthesis and verification start without it
     from torch import Tensor
 
+T = TypeVar("T")
+R = TypeVar("R")
 NEEDED = ["key", "source_uri", "source_sha256", "variant", "hq", "lq", "target", "target_sha256"]
 
 
@@ -82,21 +86,21 @@ def as_tensor(image: np.ndarray) -> "Tensor":
 
 
 class ShuffledBatches:
-    """The order in which a dataset is trained on: a pure function of (seed, step), whatever the number of ranks.
+    """The order in which a dataset is trained on: a pure function of (seed, epoch, step).
 
     Each epoch permutes the row groups, then the rows within windows of `window` groups, so that reading stays local
-    and memory bounded; the last partial batch of an epoch is dropped. Rank r takes its slice of every global batch of
-    `size` rows. Raises UserError where the split has too few rows for one batch.
+    and memory bounded. Batches of `size` rows run on over the epochs' borders: each epoch has every row exactly once.
+    Raises UserError where the split has too few rows for one batch.
     """
 
-    def __init__(self, data: PairDataset, size: int, seed: int, rank: int = 0, world: int = 1, window: int = 32):
+    def __init__(self, data: PairDataset, size: int, seed: int, window: int = 32):
         if len(data) < size:
             raise UserError(f"{data.store}: its split has {len(data)} pairs, fewer than a batch of {size}")
         self.data, self.size, self.seed, self.window = data, size, seed, window
-        self.share = slice(rank * size // world, (rank + 1) * size // world)
-        self.per_epoch = len(data) // size
+        self.per_epoch = len(data) / size
+        self.order = functools.lru_cache(2)(self._order)
 
-    def order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> list[int]:
         """All rows of an epoch."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         groups = rng.permutation(len(self.data.groups))
@@ -106,11 +110,30 @@ class ShuffledBatches:
             rows += rng.permutation(members).tolist()
         return rows
 
-    def from_step(self, step: int = 0) -> Iterator[list[int]]:
-        """This rank's rows of every batch from `step` on, epoch after epoch, without end."""
-        epoch, first = divmod(step, self.per_epoch)
-        while True:
-            order = self.order(epoch)
-            for index in range(first, self.per_epoch):
-                yield order[index * self.size : (index + 1) * self.size][self.share]
-            epoch, first = epoch + 1, 0
+    def batch(self, step: int) -> list[int]:
+        """The rows of a step's global batch, the first step being 0."""
+        epoch, first = divmod(step * self.size, len(self.data))
+        rows = self.order(epoch)[first : first + self.size]
+        return rows + self.order(epoch + 1)[: self.size - len(rows)]
+
+    def part(self, step: int, part: int, parts: int) -> list[int]:
+        """One of the equal slices that a batch is shared in, over workers and micro-batches."""
+        return self.batch(step)[part * self.size // parts : (part + 1) * self.size // parts]
+
+
+def ahead(read: Callable[[T], R], wanted: Iterable[T], threads: int) -> Generator[R]:
+    """What `read` gives for each of `wanted`, in order, made by `threads` as the caller works on what came before.
+
+    An error of `read` is raised where its result is due. At most two results for each thread wait.
+    """
+    with ThreadPoolExecutor(threads, "reading") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for one in wanted:
+                waiting.append(pool.submit(read, one))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

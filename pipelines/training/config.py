@@ -108,9 +108,31 @@ class TrainConfig(Strict):
         assert isinstance(self.data, str), "virtual data has no place before `launch` indexes it"
         return self.data
 
+    @property
+    def parts(self) -> int:
+        """In how many micro-batches the pictures of an optimisation step are shared."""
+        return max(self.workers, 1) * self.accumulation
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures of a micro-batch."""
+        return self.batch_size // self.parts
+
     def settled(self) -> "TrainConfig":
         """With every "auto" replaced by what this machine has; asked once, before the run gets its digest."""
         return self
+
+    def undivided(self) -> list[str]:
+        """Options by which a step's result depends on how its batch is shared over workers and micro-batches.
+
+        Where there are any, a run goes on with as many of both as it was begun with.
+        """
+        return []
+
+    def durations(self) -> dict[str, Duration]:
+        """The phases' durations by field, in order."""
+        fields = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name: value for name, value in fields if isinstance(value, Duration)}
 
     def weights(self) -> list[str]:
         """The third-party weight files (names in `osdface.weights`) that this configuration needs."""

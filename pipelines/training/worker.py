@@ -1,150 +1,233 @@
-"""The loop of one training worker."""
+"""The loop of one training worker: phases, steps, micro-batches, and what is reported on the way."""
 
-import json
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from osdface.config import digest
 from osdface.errors import UserError
 from pipelines import tracking
-from pipelines.pairs.reading import PairDataset, ShuffledBatches
-from pipelines.training.config import Optimizer, TrainConfig
+from pipelines.pairs.reading import PairDataset, ShuffledBatches, ahead
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import Snapshot
+from pipelines.training.checks import refuse_infinite, refuse_nan
+from pipelines.training.config import TrainConfig
+from pipelines.training.engines import Engine
+from pipelines.training.meter import Meter, averaged
 from pipelines.training.stage import Metrics, Phase, Stage, Step
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-def engine(module: nn.Module, optimizer: Optimizer, config: TrainConfig, steps: int) -> Any:
-    """A DeepSpeed engine over the module's trainable parameters, for a phase of `steps`."""
-    import deepspeed
-
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    settings = {
-        "train_micro_batch_size_per_gpu": config.batch_size // config.workers,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "steps_per_print": 10**12,
-    }
-    return deepspeed.initialize(
-        model=module,
-        model_parameters=parameters,
-        optimizer=optimizer.build(parameters),
-        lr_scheduler=lambda built: LambdaLR(built, lambda step: optimizer.factor(step, steps)),
-        config=settings,
-    )[0]
+DRAWN = 8  # pictures of a drawing at most
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Worker:
-    """The loop of one training worker."""
+    """One rank. make: builds the stage. report: takes metrics and a checkpoint's folder (rank 0) or None (others)."""
 
     config: TrainConfig
-    stage: Stage
+    make: Callable[[], Stage]
     device: torch.device
     rank: int
     world: int
-    report: Callable[[dict[str, Any], Path], None]
+    report: Callable[[dict[str, Any], Path | None], None]
     run: tracking.Run | None = None  # rank 0 only
-    progress: Callable[..., None] | None = None
+    progress: Progress | None = None
+    stage: Stage = field(init=False)
     data: PairDataset = field(init=False)
+    validation: PairDataset = field(init=False)
+    averages: dict[str, Tensor] = field(init=False, default_factory=dict)  # "ema/NAME" as of the last snapshot
 
     def __post_init__(self) -> None:
-        self.data = PairDataset(self.config.folder, "train")
+        self.data, self.validation = PairDataset(self.config.folder, "train"), PairDataset(self.config.folder, "val")
 
     def train(self, checkpoint: Path | None) -> None:
-        """Run every phase that the checkpoint does not have behind it, then report the stage's output."""
-        state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"phase": 0, "step": 0}
-        if state.get("finished"):
-            return
-        if checkpoint:
-            tensors = load_file(checkpoint / "state.safetensors")
-            for name, tensor in self.stage.state().items():
-                tensor.data.copy_(tensors[name])
-        self._draw_sheet("start")
-        for number, phase in enumerate(self.stage.phases()):
-            if number < state["phase"]:
-                continue
-            resumed = number == state["phase"] and state["step"] > 0
-            self._train_phase(number, phase, state["step"] if resumed else 0, checkpoint if resumed else None)
-        self._draw_sheet("end")
-        with tempfile.TemporaryDirectory() as folder:
-            if self.rank == 0:
-                self.stage.save(Path(folder) / "output")
-                (Path(folder) / "state.json").write_text(json.dumps({"finished": True}))
-            self.report({}, Path(folder))
+        """Go on from the checkpoint, through every phase to the stage's output, which the last checkpoint holds."""
+        with self._tracked():
+            self._train(checkpoint)
 
-    def _train_phase(self, number: int, phase: Phase, start: int, checkpoint: Path | None) -> None:
-        batches = ShuffledBatches(self.data, self.config.batch_size, self.config.seed, self.rank, self.world)
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        if not self.run:
+            yield
+            return
+        try:
+            with tracking.system_metrics(self.run):
+                yield
+        finally:
+            self.run.close()
+
+    def _train(self, checkpoint: Path | None) -> None:
+        snapshot = checkpoints.read(checkpoint) if checkpoint else None
+        if snapshot and snapshot.exported == self.config.export:
+            return
+        phases = self._begin(snapshot)
+        number = snapshot.phase if snapshot else 0
+        if not snapshot:
+            self._look("", 0, "start")
+        while phase := next(phases, None):
+            if snapshot and snapshot.step:  # what the stage does between phases was done before
+                snapshot.load(self.stage)
+            snapshot = self._train_phase(number, phase, snapshot)
+            number += 1
+            if self.config.zero_stage == 3 or self.config.precision in HALF:  # the modules are no use any more
+                del phase, phases, self.stage  # their memory is wanted
+                phases = self._begin(snapshot)
+        self._export(snapshot or checkpoints.take(self.stage, {}, number, 0, {}))
+
+    def _begin(self, snapshot: Snapshot | None) -> Iterator[Phase]:
+        """A new stage, at the end of the phase before the snapshot's; and the phases to come."""
+        self.stage = self.make()
+        phases = iter(self.stage.phases())
+        if snapshot:
+            self.averages = snapshot.ended().moments
+            snapshot.load(self.stage)
+            for _ in range(snapshot.phase):
+                next(phases)
+                snapshot.load(self.stage)
+        return phases
+
+    def _train_phase(self, number: int, phase: Phase, snapshot: Snapshot | None) -> Snapshot:
+        """Train a phase from its beginning, or from where the snapshot is in it."""
+        config, start = self.config, snapshot.step if snapshot else 0
+        batches = ShuffledBatches(self.data, config.batch_size, config.seed)
         steps = phase.duration.resolve(batches.per_epoch)
-        engines = {name: engine(module, how, self.config, steps) for name, (module, how) in phase.engines.items()}
-        for name, built in engines.items():
-            if checkpoint:
-                # Not strict: frozen parameters are not in it.
-                built.load_checkpoint(str(checkpoint / name), tag="state", load_module_strict=False)
-        for index, rows in zip(range(start, steps), batches.from_step(start), strict=False):
-            batch = self._to_device(self.data.batch(rows))
-            generator = torch.Generator().manual_seed(int(digest([self.config.seed, number, index])[:15], 16))
-            metrics = phase.step(Step(index, batch, engines, generator, self.rank, self.world))
-            self._refuse_nan(phase.name, index, metrics, batch["key"])
-            self._log(phase.name, index, steps, metrics)
-            if (index + 1) % self.config.checkpoint_every == 0 and index + 1 < steps:
-                self._checkpoint(number, index + 1, engines)
-        for built in engines.values():
-            built.destroy()
-        self._checkpoint(number + 1, 0, {})
+        kept = snapshot.kept(self.stage) if snapshot else {}
+        positions = snapshot.positions if snapshot else {}
+        engines = {
+            name: Engine(module, how, config, steps, kept, positions.get(name))
+            for name, (module, how) in phase.engines.items()
+        }
+        meter = Meter(config.batch_size, self.device)
+        for index, parts in self._parts(batches, range(start, steps), meter):
+            seen = [self._micro(number, phase, index, part, batch, engines) for part, batch in parts]
+            refuse_infinite(phase.name, index, engines, self._pairs(parts[0][1]))
+            meter.step()
+            if index + 1 == steps or index % config.log_every == 0:
+                self._log(phase.name, index, steps, seen, engines, meter)
+            scores = self._validate(phase.name, index + 1, steps)
+            scored = bool(scores) and config.validation.best is not None
+            if (scored or (index + 1) % config.checkpoint_every == 0) and index + 1 < steps:
+                snapshot = checkpoints.take(self.stage, engines, number, index + 1, self.averages)
+                self._report(phase.name, index + 1, snapshot, scores)
+        snapshot = checkpoints.take(self.stage, engines, number + 1, 0, self.averages).ended()
+        self.averages = snapshot.moments
+        for engine in engines.values():
+            engine.close()
+        self._report(phase.name, steps, snapshot, {})
+        return snapshot
+
+    def _parts(
+        self, batches: ShuffledBatches, steps: range, meter: Meter
+    ) -> Iterator[tuple[int, list[tuple[int, dict[str, Any]]]]]:
+        """Steps with this rank's micro-batches: the part of the global batch that each is, and its rows."""
+        count = self.config.accumulation
+        parts = [micro * self.world + self.rank for micro in range(count)]
+        of = len(parts) * self.world
+        reading = ahead(
+            lambda wanted: self.data.batch(batches.part(wanted[0], wanted[1], of)),
+            product(steps, parts),
+            self.config.readers,
+        )
+        with contextlib.closing(reading):
+            for index in steps:
+                yield index, [(part, meter.wait(reading)) for part in parts]
+
+    def _micro(
+        self, number: int, phase: Phase, index: int, part: int, batch: dict[str, Any], engines: dict[str, Engine]
+    ) -> Metrics:
+        generator = torch.Generator().manual_seed(int(digest([self.config.seed, number, index])[:15], 16))
+        parts = self.world * self.config.accumulation
+        with self._precision():
+            metrics = phase.step(Step(index, self._to_device(batch), engines, generator, part, parts))
+        refuse_nan(phase.name, index, metrics, self._pairs(batch))
+        return metrics
+
+    def _pairs(self, batch: dict[str, Any]) -> str:
+        """Which pairs a batch has, and how to look at them."""
+        first = batch["key"][0]
+        return f"pairs {', '.join(batch['key'])}; `osdface data show {self.config.folder} {first}` shows one"
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Half precision also where fp32 networks look at an engine's results."""
+        half = HALF.get(self.config.precision)
+        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        return {
-            key: value.to(self.device, dtype) if isinstance(value, Tensor) else value for key, value in batch.items()
-        }
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
-    def _refuse_nan(self, phase: str, index: int, metrics: Metrics, keys: list[str]) -> None:
-        for name, value in metrics.items():
-            if not torch.isfinite(torch.as_tensor(value)).all():
-                raise UserError(
-                    f"{phase}/{name} is not a number at step {index} (pairs {', '.join(keys[:4])}...); the last "
-                    "checkpoint is kept: lower the learning rate or look at these pairs"
-                )
+    def _log(
+        self, phase: str, index: int, steps: int, seen: list[Metrics], engines: dict[str, Engine], meter: Meter
+    ) -> None:
+        """Means over all workers and micro-batches; the machine's figures are rank 0's."""
+        values = averaged(seen) | meter.read()
+        for name, engine in engines.items():
+            values |= {f"gradient_norm/{name}": engine.norm or 0.0, f"lr/{name}": engine.lr}
+        self._tell(phase, index, values)
+        if self.rank == 0 and self.progress:
+            self.progress(phase, index + 1, steps, {f"{phase}/{name}": value for name, value in values.items()})
 
-    def _log(self, phase: str, index: int, steps: int, metrics: Metrics) -> None:
-        last = index + 1 == steps
-        if self.rank or not (last or index % self.config.log_every == 0):
-            return
-        values = {f"{phase}/{name}": float(value) for name, value in metrics.items()}
-        if self.run:
-            self.run.metrics(values, index)
-        if self.progress:
-            self.progress(phase, index + 1, steps, values)
-
-    def _checkpoint(self, phase: int, step: int, engines: dict[str, Any]) -> None:
-        """Report where training stands: the finished modules, and the running engines' own state."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)
-            for name, built in engines.items():
-                (path / name / "state").mkdir(parents=True)
-                built.save_checkpoint(str(path / name), tag="state", exclude_frozen_parameters=True)
-            if self.rank == 0:
-                tensors = {k: v.detach().cpu().contiguous() for k, v in self.stage.state().items()}
-                save_file(tensors, path / "state.safetensors")
-                (path / "state.json").write_text(json.dumps({"phase": phase, "step": step}))
-            self.report({"phase": phase, "step": step}, path)
-
-    def _draw_sheet(self, name: str) -> None:
+    def _tell(self, phase: str, step: int, values: dict[str, float]) -> None:
         if self.rank == 0 and self.run:
-            data = PairDataset(self.config.folder, "val")
-            batch = self._to_device(data.batch(range(min(8, len(data)))))
-            for drawing, image in self.stage.drawings(batch).items():
-                self.run.image(f"{drawing}/{name}.png", image)
+            self.run.metrics({f"{phase}/{name}": value for name, value in values.items()}, step)
+
+    def _validate(self, phase: str, step: int, steps: int) -> dict[str, float]:
+        every = self.config.validation.every
+        return self._look(phase, step, f"{phase}-{step:07d}") if (every and step % every == 0) or step == steps else {}
+
+    @torch.no_grad()
+    def _look(self, phase: str, step: int, name: str) -> dict[str, float]:
+        """Validate and draw on rank 0; on every rank where modules are partitioned, which it takes all to gather."""
+        count = min(self.config.validation.pictures, len(self.validation))
+        if not count or (self.rank and self.config.zero_stage < 3):
+            return {}
+        totals: dict[str, float] = {}
+        with self._precision():
+            for start in range(0, count, DRAWN):
+                rows = range(start, min(start + DRAWN, count))
+                batch = self._to_device(self.validation.batch(rows))
+                for key, value in self.stage.validate(batch).items():
+                    totals[key] = totals.get(key, 0.0) + float(value) * len(rows) / count
+                drawings = self.stage.drawings(batch) if start == 0 else {}
+                if self.rank == 0 and self.run:
+                    for drawing, image in drawings.items():
+                        self.run.image(f"{drawing}/{name}.png", image)
+        scores = {f"validation/{key}": value for key, value in totals.items()}
+        self._tell(phase or "start", step, scores)
+        return scores
+
+    def _report(self, phase: str, step: int, snapshot: Snapshot, scores: dict[str, float]) -> None:
+        """Hand in a checkpoint: rank 0 writes it."""
+        best = self.config.validation.best
+        metrics: dict[str, Any] = {"phase": snapshot.phase, "step": snapshot.step}
+        if scores and best:
+            if f"validation/{best}" not in scores:
+                known = ", ".join(name.partition("/")[2] for name in scores)
+                raise UserError(f"validation.best: {best} is not measured here; there are {known}")
+            metrics["score"] = scores[f"validation/{best}"]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if self.rank == 0:
+                size = checkpoints.write(folder, snapshot, name=phase, scores=scores)
+                self._tell(phase, step, {"checkpoint_mib": size / 2**20})
+            self.report(metrics, folder if self.rank == 0 else None)
+
+    def _export(self, snapshot: Snapshot) -> None:
+        """Write the stage's output, from the weights that the configuration chooses, into the last checkpoint."""
+        if self.rank == 0:
+            snapshot.export(self.stage, self.config.export)
+        self._look("end", 0, "end")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if self.rank == 0:
+                self.stage.save(folder / checkpoints.OUTPUT)
+                snapshot.exported = self.config.export
+                checkpoints.write(folder, snapshot)
+            self.report({"phase": snapshot.phase, "step": 0}, folder if self.rank == 0 else None)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from osdface.errors import UserError
 from osdface.files import sha256
 from osdface.imagefile import read_image
 from pipelines.pairs.manifest import describe, read_manifest
-from pipelines.pairs.reading import PairDataset, ShuffledBatches
+from pipelines.pairs.reading import PairDataset, ShuffledBatches, ahead
 from pipelines.pairs.schema import note, row_digest
 from pipelines.pairs.verify import verify
 
@@ -218,41 +219,31 @@ class TestShuffledBatches:
 
     @staticmethod
     def take(batches: ShuffledBatches, count: int, start: int = 0) -> list[list[int]]:
-        stream = batches.from_step(start)
-        return [next(stream) for _ in range(count)]
+        return [batches.batch(step) for step in range(start, start + count)]
 
     def test_is_a_function_of_seed_and_step(self, data):
         expected = self.take(ShuffledBatches(data, 4, seed=1), 20)
         assert self.take(ShuffledBatches(data, 4, seed=1), 20) == expected
+        assert self.take(ShuffledBatches(data, 4, seed=1), 5, 7) == expected[7:12]
         assert self.take(ShuffledBatches(data, 4, seed=2), 20) != expected
 
-    @pytest.mark.parametrize("step", [1, 6, 7, 8, 19])
-    def test_continues_from_any_step(self, data, step):
-        batches = ShuffledBatches(data, 4, seed=1)
-        assert self.take(batches, 5, step) == self.take(batches, 30)[step : step + 5]
+    @pytest.mark.parametrize("parts", [1, 2, 3, 6])
+    def test_parts_share_a_batch(self, data, parts):
+        batches = ShuffledBatches(data, 6, seed=1)
+        for step in range(12):
+            shares = [batches.part(step, part, parts) for part in range(parts)]
+            assert {len(share) for share in shares} == {6 // parts}
+            assert list(itertools.chain(*shares)) == batches.batch(step)
 
-    @pytest.mark.parametrize("world", [2, 4])
-    def test_ranks_share_the_batches_of_one(self, data, world):
-        ranks = [self.take(ShuffledBatches(data, 4, 1, rank, world), 20) for rank in range(world)]
-        whole = [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
-        assert whole == self.take(ShuffledBatches(data, 4, 1), 20)
-        assert {len(part) for part in ranks[0]} == {4 // world}
-
-    def test_an_epoch_is_every_row_once_but_a_partial_batch(self, data):
-        size = next(size for size in range(5, 12) if len(data) % size)
-        batches = ShuffledBatches(data, size, seed=3)
-        assert sorted(batches.order(0)) == list(range(len(data)))
-        epoch = list(itertools.chain(*self.take(batches, len(data) // size)))
-        assert len(set(epoch)) == len(epoch) == len(data) // size * size < len(data)
-        assert epoch == batches.order(0)[: len(epoch)]
-
-    def test_epochs_differ(self, data):
-        batches = ShuffledBatches(data, 4, seed=3)
-        per_epoch = len(data) // 4
-        stream = list(itertools.chain(*self.take(batches, 3 * per_epoch)))
-        epochs = [stream[start : start + 4 * per_epoch] for start in range(0, len(stream), 4 * per_epoch)]
-        assert epochs == [batches.order(epoch)[: 4 * per_epoch] for epoch in range(3)]
-        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    @pytest.mark.parametrize("size", [1, 4, 7, 11])
+    def test_every_epoch_is_every_row_once(self, data, size):
+        assert size == 1 or any(len(data) % other for other in (4, 7, 11))  # some batches run over an epoch's border
+        batches, epochs = ShuffledBatches(data, size, seed=3), 5
+        stream = list(itertools.chain(*self.take(batches, -(-epochs * len(data) // size))))
+        seen = [stream[start : start + len(data)] for start in range(0, epochs * len(data), len(data))]
+        assert all(sorted(epoch) == list(range(len(data))) for epoch in seen)
+        assert all(one != two for one, two in itertools.combinations(seen, 2))
+        assert batches.per_epoch == len(data) / size
 
     def test_a_small_window_keeps_reading_local(self, data):
         order = ShuffledBatches(data, 4, seed=0, window=1).order(0)
@@ -266,3 +257,22 @@ class TestShuffledBatches:
     def test_fewer_rows_than_a_batch_are_refused(self, data):
         with pytest.raises(UserError, match=rf"pairs: its split has {len(data)} pairs, fewer than a batch of 64"):
             ShuffledBatches(data, 64, seed=0)
+
+
+class TestReadingAhead:
+    def test_gives_everything_in_order(self):
+        assert list(ahead(lambda n: (time.sleep(0.01 * (n % 3)), n)[1], range(20), 3)) == list(range(20))
+
+    def test_reads_while_the_caller_works_and_not_too_far(self):
+        read = []
+        results = ahead(read.append, range(50), 2)
+        next(results)
+        time.sleep(0.2)
+        assert len(read) == 5
+        results.close()
+
+    def test_raises_an_error_where_its_result_is_due(self):
+        results = ahead(lambda n: 1 / (2 - n), range(5), 2)
+        assert [next(results), next(results)] == [0.5, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
