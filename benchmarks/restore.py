@@ -30,7 +30,7 @@ from osdface import bundle, folding, lean, profile
 from osdface.base import new_base, save_base
 from osdface.generator import OneStepGenerator
 from osdface.presets import Preset, preset
-from osdface.vre import VisualEmbedder
+from osdface.prompts.vre import VisualEmbedder
 
 FASTER, SMALLER, SAME = 1.15, 0.9, 1e-3
 AIMS = "aimed at 1.3x the speed and 0.7x the memory"

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError, model_validator
 from rich.markup import escape
 
 from jobs import configs, console
-from osdface.config import Strict, digest, home
+from osdface.config import Strict, digest, home, read
 from osdface.errors import UsageError, UserError
 from osdface.files import sha256, write_json
 
@@ -152,11 +151,11 @@ class Runner:
         kind = words[1] if len(words) > 1 else ""
         if not given and not (configs.FOLDER / configs.DEFAULT / f"{kind}.yaml").is_file():
             return None
-        path = configs.find(given[0] if given else configs.DEFAULT, kind)
+        files = configs.find(given[0] if given else configs.DEFAULT, kind)
         try:
-            return yaml.safe_load(path.read_text())
-        except yaml.YAMLError:
-            return path.read_text()  # the command will say what is wrong with it
+            return read(files)
+        except UsageError:
+            return [path.read_text() for path in files]  # the command will say what is wrong with it
 
     def _made(self, step: ChainStep) -> bool:
         return all(Path(self._fill(path)).exists() for path in step.makes)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-Config = Annotated[str | None, typer.Option(help="A YAML file, or a set's name under jobs/configs (tiny, paper).")]
+Config = Annotated[
+    str | None, typer.Option(help="YAML files or sets under jobs/configs (tiny, paper), by commas; later ones on top.")
+]
 Set = Annotated[list[str], typer.Option("--set", help="Override one key of the configuration: a.b=value. Repeatable.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to join (HOST:PORT or auto); local Ray if absent.")]
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]

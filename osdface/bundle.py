@@ -3,8 +3,9 @@
 BUNDLE/
   config.json                        preset, base, provenance, and the sha256 of every other file; written last
   pytorch_lora_weights.safetensors   diffusers' LoRA format: loads in any diffusers pipeline
-  vre.safetensors                    LQ encoder and dictionary
-  prompt_adapter.safetensors         code vectors -> UNet prompt; none where prompts are paired codes
+  vre.safetensors                    LQ encoder and dictionary, where prompts look at the picture
+  prompt_text.safetensors            a text's features, where prompts are those
+  prompt_adapter.safetensors         what is trained of the prompts: code vectors -> UNet prompt, or the prompt itself
   base/                              the base model, where it is small enough to travel
 """
 
@@ -13,7 +14,7 @@ import json
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -25,10 +26,13 @@ from osdface.files import aside, replace_folder, sha256
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from osdface.base import Base
     from osdface.generator import OneStepGenerator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 2
 LORA, VRE, ADAPTER = "pytorch_lora_weights.safetensors", "vre.safetensors", "prompt_adapter.safetensors"
+EMBEDDER: dict[presets.PromptKind, str] = {"vre": VRE, "vre_cat": VRE, "clip": "prompt_text.safetensors"}
+ADAPTED: tuple[presets.PromptKind, ...] = ("vre", "learned")  # the kinds of prompts of which something is trained
 EMBED_BASE_BELOW = 64 * 2**20  # bytes
 
 
@@ -42,44 +46,48 @@ class BaseReference(Strict):
 class Provenance(Strict):
     """What made the weights: MLflow run ids by stage, the pair dataset's digest, the code's git revision.
 
-    imported: sha256 of the published checkpoints, by file name, where the weights come from those.
+    imported: sha256 of the published checkpoints, by file name, where the weights come from those. init: digest of the
+    bundle that training started from, where it did not start afresh.
     """
 
     runs: dict[str, str] = {}
     dataset_digest: str | None = None
     git_revision: str | None = None
     imported: dict[str, str] = {}
+    init: str | None = None
 
 
 class BundleConfig(Strict):
-    """config.json of a bundle. vre_input, prompts, lora: where absent (older bundles), the preset's."""
+    """config.json of a bundle. vre_input, lora: where absent (older bundles), the preset's."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     preset: str
     seed: int
     base: BaseReference
     provenance: Provenance = Provenance()
     vre_input: presets.VREInput | None = None
-    prompts: presets.PromptKind | None = None
+    prompt: presets.PromptKind = "vre"
     lora: presets.LoRAShape | None = None
     files: dict[str, str] = {}
 
     def architecture(self) -> presets.Preset:
         """The preset with what this bundle has otherwise."""
         preset = presets.preset(self.preset)
-        vre = {"input": self.vre_input or preset.vre.input, "kind": self.prompts or preset.vre.kind}
-        return preset.model_copy(update={"vre": preset.vre.model_copy(update=vre), "lora": self.lora or preset.lora})
+        vre = preset.vre.model_copy(update={"input": self.vre_input or preset.vre.input})
+        own = {"vre": vre, "prompt": self.prompt, "lora": self.lora or preset.lora}
+        return preset.model_copy(update=own)
 
     def weights(self) -> set[str]:
         """The files of weights that the bundle must have."""
-        return {LORA, VRE} if self.prompts == "paired" else {LORA, VRE, ADAPTER}
+        embedder = {EMBEDDER[self.prompt]} if self.prompt in EMBEDDER else set()
+        return {LORA} | embedder | ({ADAPTER} if self.prompt in ADAPTED else set())
 
 
 class Parts(NamedTuple):
     """The weights of a bundle, by name: peft's LoRA tensors of the UNet, the embedder's, the adapter's (or none)."""
 
     lora: "dict[str, Tensor]"
-    vre: "dict[str, Tensor]"
+    embedder: "dict[str, Tensor]"
     adapter: "dict[str, Tensor]"
 
 
@@ -89,18 +97,21 @@ def save(
     """Write a generator as a bundle; `base` is the folder that it started from."""
     from peft.utils import get_peft_model_state_dict
 
+    from osdface.prompts.vre import VisualEmbedder
+
+    embedder = generator.embedder
     peft = generator.unet.peft_config["default"]
     config = BundleConfig(
         preset=preset,
         seed=seed,
         base=reference(base),
         provenance=provenance,
-        vre_input=generator.embedder.shape.input,
-        prompts=generator.embedder.shape.kind,
+        vre_input=embedder.shape.input if isinstance(embedder, VisualEmbedder) else None,
+        prompt=embedder.kind,
         lora=presets.LoRAShape(rank=peft.r, alpha=peft.lora_alpha, targets=sorted(peft.target_modules)),
     )
     lora = get_peft_model_state_dict(generator.unet)
-    return write(Parts(lora, generator.embedder.state_dict(), generator.adapter.state_dict()), folder, config, base)
+    return write(Parts(lora, embedder.state_dict(), generator.adapter.state_dict()), folder, config, base)
 
 
 def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> BundleConfig:
@@ -111,7 +122,8 @@ def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> Bundl
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_lora(parts.lora, temporary, config.architecture().lora)
-    save_file(_contiguous(parts.vre), temporary / VRE)
+    if parts.embedder:
+        save_file(_contiguous(parts.embedder), temporary / EMBEDDER[config.prompt])
     if parts.adapter:
         save_file(_contiguous(parts.adapter), temporary / ADAPTER)
     if config.base.path == "base":
@@ -171,18 +183,31 @@ def resolve(ref: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> BundleConfig:
-    """config.json of a bundle. Raises UserError if there is none, or it is of another format version."""
+    """config.json of a bundle, an older one as this program would have written it.
+
+    Raises UserError if there is none, or it is of a format version that this program does not know.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a model bundle (no config.json); give a folder made by `osdface train osd`")
     try:
         data = json.loads(path.read_text())
-        if data.get("format_version") != FORMAT_VERSION:
-            version = data.get("format_version")
-            raise UserError(f"{path}: bundle format {version}; this program reads format {FORMAT_VERSION}")
-        return BundleConfig.model_validate(data)
+        if (version := data.get("format_version")) not in (1, FORMAT_VERSION):
+            raise UserError(
+                f"{path}: bundle format {version}; this program reads formats 1 and {FORMAT_VERSION}: a newer one may "
+                "read it"
+            )
+        return BundleConfig.model_validate(_from_version_1(data) if version == 1 else data)
     except (json.JSONDecodeError, AttributeError, ValidationError) as error:
         raise UserError(f"{path}: not a bundle's configuration ({str(error).splitlines()[0]})") from None
+
+
+def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had visual prompts alone, `prompts` with other names, and no such key at first."""
+    kinds = {"distinct": "vre", "paired": "vre_cat"}
+    rest = {key: value for key, value in data.items() if key != "prompts"}
+    prompts = data.get("prompts") or "distinct"
+    return rest | {"format_version": FORMAT_VERSION, "prompt": kinds.get(prompts, prompts)}
 
 
 def verify(folder: Path) -> BundleConfig:
@@ -215,13 +240,29 @@ def base_folder(folder: Path, config: BundleConfig) -> Path:
 
 
 def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[BundleConfig, "OneStepGenerator"]:
-    """Read a bundle; with `trained=False`, the same generator as it was before its first training step.
+    """Read a bundle to run it; with `trained=False`, the same generator as it was before any training.
 
     Raises UserError for a missing or changed file (`check=False` skips the digests), or a base of another digest.
     """
+    config, generator = _read(folder, None, trained, check)
+    return config, generator.eval().requires_grad_(False)
+
+
+def load_trainable(folder: Path, base: "Base | None" = None) -> tuple[BundleConfig, "OneStepGenerator"]:
+    """Read a bundle to train it further: LoRA and adapter are trainable and start where the bundle's training ended.
+
+    base: the bundle's base model, where it has been loaded already; the generator takes its modules over. A LoRA keeps
+    its bundle's rank, alpha and modules, prompts their kind. Raises UserError as `load` does.
+    """
+    return _read(folder, base, True, True)
+
+
+def _read(
+    folder: Path, base_model: "Base | None", trained: bool, check: bool
+) -> tuple[BundleConfig, "OneStepGenerator"]:
     from osdface.base import base_digest, load_base
     from osdface.generator import OneStepGenerator
-    from osdface.vre import VisualEmbedder
+    from osdface.prompts import new_embedder
 
     folder = Path(folder)
     config = verify(folder) if check else read_config(folder)
@@ -229,14 +270,16 @@ def load(folder: Path, *, trained: bool = True, check: bool = True) -> tuple[Bun
     if check and base_digest(base) != config.base.sha256:
         raise UserError(f"{base}: not the base model this bundle was trained on (sha256 {config.base.sha256} expected)")
     shape = config.architecture()
-    embedder = VisualEmbedder(shape.vre)
-    _fill(embedder, folder / VRE)
-    generator = OneStepGenerator.from_parts(shape, load_base(base), embedder, config.seed)
+    base_model = base_model or load_base(base)
+    embedder = new_embedder(shape.prompt, shape.vre, base_model.unet.config.cross_attention_dim)
+    if config.prompt in EMBEDDER:
+        _fill(embedder, folder / EMBEDDER[config.prompt])
+    generator = OneStepGenerator.from_parts(shape, base_model, embedder, config.seed)
     if trained:
-        if ADAPTER in config.weights():
+        if config.prompt in ADAPTED:
             _fill(generator.adapter, folder / ADAPTER)
         _load_lora(generator, folder / LORA)
-    return config, generator.eval().requires_grad_(False)
+    return config, generator
 
 
 def _fill(module: "nn.Module", path: Path) -> None:

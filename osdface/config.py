@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,25 +31,66 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+EXTENDS = "extends"
 
 
-def load(model: type[Model], path: Path, overrides: Iterable[str] = (), **values: Any) -> Model:
-    """Read `path`, lay `values` and then `overrides` ("a.b=c", the value in YAML) over it, and validate.
+def load(model: type[Model], path: Path | Sequence[Path], overrides: Iterable[str] = (), **values: Any) -> Model:
+    """Read `path` (see `read`), lay `values` and then `overrides` ("a.b=c", the value in YAML) over it, and validate.
 
     Raises UsageError naming the file, the field and what is wrong with it.
     """
+    data = read(path)
+    data |= {key: value for key, value in values.items() if value is not None}
+    for override in overrides:
+        _lay_over(data, override)
+    return parse(model, data, str(path) if isinstance(path, str | Path) else ", ".join(map(str, path)))
+
+
+def read(path: Path | Sequence[Path]) -> dict[str, Any]:
+    """The mapping in a YAML file, laid over that of the file which its key `extends` names, by a path from its folder.
+
+    Of several files each is laid over those before it: its own lines, not what it extends when it stands alone.
+    Mappings in mappings are merged, everything else is replaced. Raises UsageError where a file is missing, is no
+    mapping, or extends itself.
+    """
+    first, *others = [path] if isinstance(path, str | Path) else path
+    data = _extended(Path(first), ())
+    for other in others:
+        own = _mapping(Path(other))
+        own.pop(EXTENDS, None)
+        data = _merged(data, own)
+    return data
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    own = _mapping(path)
+    if EXTENDS not in own:
+        return own
+    if not isinstance(named := own.pop(EXTENDS), str):
+        raise UsageError(f"{path}: {EXTENDS} names one file, by its path from here")
+    base = (path.parent / named).resolve()
+    if base in (above := (*above, path.resolve())):
+        raise UsageError(f"{path}: {EXTENDS} {named}, which extends this file: remove one of the two")
+    if not base.is_file():
+        raise UsageError(f"{path}: {EXTENDS} {named}, but there is no file {base}")
+    return _merged(_extended(base, above), own)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(Path(path).read_text()) or {}
+        data = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise UsageError(f"{path}: cannot read this configuration ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: a configuration is a mapping of keys to values")
-    data |= {key: value for key, value in values.items() if value is not None}
-    for override in overrides:
-        _lay_over(data, override)
-    return parse(model, data, str(path))
+    return data
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {key for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    return below | above | {key: _merged(below[key], above[key]) for key in both}
 
 
 def parse(model: type[Model], data: dict[str, Any], name: str) -> Model:

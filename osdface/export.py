@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from osdface import bundle, official
-from osdface.errors import UsageError
+from osdface.errors import UsageError, UserError
 from osdface.files import aside, replace_folder
-from osdface.presets import preset
+from osdface.presets import VISUAL_PROMPTS, Preset, preset
 from osdface.tensors import read_safetensors
 
 Format = Literal["diffusers", "official", "safetensors"]
@@ -55,26 +55,41 @@ def _diffusers(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str
     lora = bundle.read_lora(folder / bundle.LORA)
     lora = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in lora.items()}
     bundle.write_lora(lora, out, shape.lora.model_copy(update={"alpha": shape.lora.rank}))
-    return [f"timestep {shape.timestep}; prompt_embeds come from the bundle's VRE, not from a text"]
+    return [f"timestep {shape.timestep}; {_prompt_embeds(folder, config, shape, out)}"]
+
+
+def _prompt_embeds(folder: Path, config: bundle.BundleConfig, shape: Preset, out: Path) -> str:
+    """Where a pipeline's `prompt_embeds` come from; a prompt that is the same for every picture is written to `out`."""
+    if shape.prompt in VISUAL_PROMPTS:
+        return "prompt_embeds come from the bundle's VRE, not from a text"
+    constant = config.weights() - {bundle.LORA}
+    for name in constant:
+        shutil.copyfile(folder / name, out / name)
+    return f"prompt_embeds are the rows in {constant.pop()}" if constant else "prompt_embeds are zeros"
 
 
 def _official(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
     import torch
 
     shape = config.architecture()
+    if shape.prompt not in VISUAL_PROMPTS:
+        raise UserError(
+            f"{folder}: has prompts of kind '{shape.prompt}', which the published program cannot make; choose another "
+            "--format"
+        )
     vre = {official.VRE_PREFIX + name: tensor for name, tensor in read_safetensors(folder / bundle.VRE).items()}
     torch.save({"state_dict": vre}, out / VRE_CHECKPOINT)
     shutil.copyfile(folder / bundle.LORA, out / bundle.LORA)
     if bundle.ADAPTER in config.weights():
         torch.save(read_safetensors(folder / bundle.ADAPTER), out / ADAPTER_CHECKPOINT)
     notes = [f"--lora_rank {shape.lora.rank} --lora_alpha {shape.lora.alpha} for the published program"]
-    if shape.vre.kind == "paired":
+    if shape.prompt == "vre_cat":
         notes.append("--cat_prompt_embedding for the published program")
     if shape.vre.input == "once":
         notes.append(
             "the published program normalises the VRE's input twice, this model once: its pictures differ there"
         )
-    if shape.vre != preset("sd21").vre.model_copy(update={"input": shape.vre.input, "kind": shape.vre.kind}):
+    if shape.vre != preset("sd21").vre.model_copy(update={"input": shape.vre.input}):
         notes.append(f"the published program cannot load a VRE of preset '{config.preset}'; ours can")
     return notes
 
@@ -92,7 +107,7 @@ def _safetensors(folder: Path, config: bundle.BundleConfig, out: Path) -> list[s
         "prompt_adapter": generator.adapter,
     }
     for name, part in parts.items():
-        if state := part.state_dict():  # paired prompts have an adapter without weights
+        if state := part.state_dict():  # some kinds of prompts have a part without weights
             save_file({key: tensor.contiguous() for key, tensor in state.items()}, out / f"{name}.safetensors")
     shape = config.architecture()
     architecture = {
@@ -102,6 +117,7 @@ def _safetensors(folder: Path, config: bundle.BundleConfig, out: Path) -> list[s
         "unet": dict(generator.unet.config),
         "vae": dict(generator.vae.config),
         "vre": shape.vre.model_dump(),
+        "prompt": shape.prompt,
     }
     (out / "config.json").write_text(json.dumps(architecture, indent=2, default=str))
     return ["the LoRA is merged into unet.safetensors"]

@@ -112,23 +112,22 @@ class FoldedGenerator(OneStepGenerator):
         for part in (self.unet, self.vae.encoder, self.vae.decoder):
             part.compile(*args, **options)
 
-    def forward(self, lq: Tensor, noise: Tensor | None = None) -> Restored:
+    def forward(
+        self, lq: Tensor, noise: Tensor | None = None, codes: Tensor | None = None, z: Tensor | None = None
+    ) -> Restored:
         """As OneStepGenerator.forward."""
         if not self.batches:
-            return super().forward(lq, noise)
+            return super().forward(lq, noise, codes, z)
         largest = self.batches[-1]
-        pieces = [
-            self._filled(lq[i : i + largest], None if noise is None else noise[i : i + largest])
-            for i in range(0, len(lq), largest)
-        ]
+        rows = range(len(lq))
+        pieces = [self._filled(rows[i : i + largest], lq, noise, codes, z) for i in rows[::largest]]
         return Restored(*(torch.cat(same) for same in zip(*pieces, strict=True)))
 
-    def _filled(self, lq: Tensor, noise: Tensor | None) -> Restored:
-        count = len(lq)
-        size = next(size for size in self.batches if size >= count)
-        fill = [*range(count), *[count - 1] * (size - count)]
-        restored = super().forward(lq[fill], None if noise is None else noise[fill])
-        return Restored(*(same[:count] for same in restored))
+    def _filled(self, rows: range, lq: Tensor, *others: Tensor | None) -> Restored:
+        size = next(size for size in self.batches if size >= len(rows))
+        fill = [*rows, *[rows[-1]] * (size - len(rows))]
+        restored = super().forward(lq[fill], *(None if other is None else other[fill] for other in others))
+        return Restored(*(same[: len(rows)] for same in restored))
 
 
 def fold(generator: OneStepGenerator) -> FoldedGenerator:

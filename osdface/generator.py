@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from osdface.base import Base
 from osdface.diffusion import one_step
 from osdface.errors import UserError
-from osdface.presets import LoRAShape, Preset
-from osdface.vre import VisualEmbedder, new_adapter
+from osdface.presets import VISUAL_PROMPTS, LoRAShape, Preset
+from osdface.prompts import new_adapter, new_embedder
+from osdface.prompts.protocol import Embedder
 
 LatentChoice = Literal["mode", "sample"]
 
@@ -31,10 +32,11 @@ def lora_config(shape: LoRAShape) -> LoraConfig:
 class OneStepGenerator(nn.Module):
     """Eq. 4: G(I_L; p) = D(z_H), with z_H by eq. 2 from z_L = E(I_L) at the fixed timestep T_L.
 
-    VAE and embedder are frozen; the UNet is frozen but for the LoRA that `with_lora` adds; the adapter is trained.
+    VAE and embedder are frozen; the UNet is frozen but for its LoRA; the adapter is trained. Embedder and adapter are
+    the two parts of a kind of prompts (`osdface.prompts`).
     """
 
-    def __init__(self, base: Base, embedder: VisualEmbedder, adapter: nn.Module, timestep: int):
+    def __init__(self, base: Base, embedder: Embedder, adapter: nn.Module, timestep: int):
         super().__init__()
         self.vae = base.vae.requires_grad_(False)
         self.unet = base.unet.requires_grad_(False)
@@ -44,17 +46,26 @@ class OneStepGenerator(nn.Module):
         self.alpha_bar = base.scheduler.alphas_cumprod[timestep].clone()  # no buffer: it keeps its precision in `to`
 
     @classmethod
-    def from_parts(cls, preset: Preset, base: Base, embedder: VisualEmbedder, seed: int = 0) -> "OneStepGenerator":
+    def from_parts(
+        cls, preset: Preset, base: Base, embedder: Embedder | None = None, seed: int = 0
+    ) -> "OneStepGenerator":
         """A generator with LoRA and a fresh adapter, both initialised from `seed`: the untrained generator.
 
-        Raises UserError where the VRE and the preset disagree in width.
+        embedder: the frozen part of the preset's kind of prompts, with its weights (`osdface.prompts.read_embedder`);
+        None will do where it has none. Raises UserError where it is of another kind, or its shape not the preset's.
         """
-        if embedder.shape != preset.vre:
+        width = base.unet.config.cross_attention_dim
+        if embedder is None:
+            embedder = new_embedder(preset.prompt, preset.vre, width)
+            if embedder.state_dict():
+                raise UserError(f"prompts of kind '{preset.prompt}' need a trained embedder; none is given")
+        if embedder.kind != preset.prompt:
+            raise UserError(f"the embedder is for prompts of kind '{embedder.kind}', not '{preset.prompt}'")
+        if embedder.kind in VISUAL_PROMPTS and embedder.shape != preset.vre:
             raise UserError(f"the VRE was not trained with preset '{preset.name}': its shape differs from vre: there")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            width = base.unet.config.cross_attention_dim
-            adapter = new_adapter(preset.vre, width)
+            adapter = new_adapter(preset.prompt, preset.vre, width)
             generator = cls(base, embedder, adapter, preset.timestep)
             generator.unet.add_adapter(lora_config(preset.lora))
         return generator
@@ -74,10 +85,16 @@ class OneStepGenerator(nn.Module):
         z = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return z * self.vae.config.scaling_factor
 
-    def prompt(self, lq: Tensor) -> Tensor:
-        """p_L: (B, 3, H, W) in [-1, 1] -> (B, n, cross-attention width)."""
+    def codes(self, lq: Tensor) -> Tensor:
+        """What the prompt is made of: (B, 3, H, W) in [-1, 1] -> (B, n, d), without gradient.
+
+        Of an LQ picture they never change, and may be kept.
+        """
         with torch.no_grad():
-            codes = self.embedder(lq)
+            return self.embedder(lq)
+
+    def prompt(self, codes: Tensor) -> Tensor:
+        """p_L: codes (B, n, d) -> (B, m, cross-attention width)."""
         return self.adapter(codes)
 
     def denoise(self, z: Tensor, prompt: Tensor) -> Tensor:
@@ -89,8 +106,21 @@ class OneStepGenerator(nn.Module):
         """Eq. 3: scaled latent -> picture (B, 3, H, W), about [-1, 1], not clamped."""
         return self.vae.decode(z / self.vae.config.scaling_factor).sample
 
-    def forward(self, lq: Tensor, noise: Tensor | None = None) -> Restored:
-        """(B, 3, H, W) in [-1, 1] -> Restored; `noise` as in `encode`."""
-        prompt = self.prompt(lq)
-        z = self.denoise(self.encode(lq, noise), prompt)
+    def forward(
+        self, lq: Tensor, noise: Tensor | None = None, codes: Tensor | None = None, z: Tensor | None = None
+    ) -> Restored:
+        """(B, 3, H, W) in [-1, 1] -> Restored; `noise` as in `encode`.
+
+        codes, z: what the methods `codes` and `encode` give for these pictures, where that is known.
+        """
+        prompt = self.prompt(self.codes(lq) if codes is None else codes)
+        z = self.denoise(self.encode(lq, noise) if z is None else z, prompt)
         return Restored(self.decode(z), z, prompt)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on keep no activations inside the blocks of UNet and VAE for the backward pass: compute them again.
+
+        By diffusers' own methods: whole blocks of the VAE, residual blocks and attentions of the UNet; same gradients.
+        """
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()

@@ -152,7 +152,7 @@ def load(folder: Path) -> FoldedGenerator:
 
     from osdface import bundle
     from osdface.base import Base, check_base, load_part
-    from osdface.vre import VisualEmbedder, new_adapter
+    from osdface.prompts import new_adapter, new_embedder
 
     config = bundle.read_config(folder)
     base = bundle.base_folder(folder, config)
@@ -164,9 +164,9 @@ def load(folder: Path) -> FoldedGenerator:
     unet = lent_unet(unet_config, weights, shape.timestep)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
     with torch.device("meta"):
-        embedder = VisualEmbedder(shape.vre)
-        adapter = new_adapter(shape.vre, unet.config.cross_attention_dim)
-    embedder.load_state_dict(load_file(folder / bundle.VRE), assign=True)
-    if bundle.ADAPTER in config.weights():
-        adapter.load_state_dict(load_file(folder / bundle.ADAPTER), assign=True)
+        embedder = new_embedder(shape.prompt, shape.vre, unet.config.cross_attention_dim)
+        adapter = new_adapter(shape.prompt, shape.vre, unet.config.cross_attention_dim)
+    for part, file in ((embedder, bundle.EMBEDDER.get(shape.prompt, "")), (adapter, bundle.ADAPTER)):
+        if file in config.weights():
+            part.load_state_dict(load_file(folder / file), assign=True)
     return FoldedGenerator(OneStepGenerator(Base(vae, unet, scheduler), embedder, adapter, shape.timestep), unet)

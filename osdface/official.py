@@ -68,8 +68,8 @@ def import_official(
 
     refuse_existing(out)
     plain = presets.preset(preset)
-    kind: presets.PromptKind = "distinct" if adapter else "paired"
-    shape = plain.vre.model_copy(update={"input": vre_input, "kind": kind})
+    kind: presets.PromptKind = "vre" if adapter else "vre_cat"
+    shape = plain.vre.model_copy(update={"input": vre_input})
     unet = empty_unet(base)
     lora_tensors, lora_shape = read_lora(lora, unet, targets or plain.lora.targets, alpha, plain.lora.alpha)
     vre_tensors, unused = read_vre(vre, shape)
@@ -81,7 +81,7 @@ def import_official(
         base=bundle.reference(base),
         provenance=bundle.Provenance(imported={path.name: sha256(path) for path in sources}),
         vre_input=vre_input,
-        prompts=kind,
+        prompt=kind,
         lora=lora_shape,
     )
     return Imported(bundle.write(bundle.Parts(lora_tensors, vre_tensors, adapter_tensors), out, config, base), unused)
@@ -97,7 +97,7 @@ def read_vre(path: Path, shape: presets.VREShape) -> "tuple[Tensors, dict[str, i
     """The embedder's tensors by our names, and how many others were left out for which reason."""
     import torch
 
-    from osdface.vre import VisualEmbedder
+    from osdface.prompts.vre import VisualEmbedder
 
     with torch.device("meta"):
         embedder = VisualEmbedder(shape)
@@ -117,10 +117,10 @@ def read_adapter(path: Path | None, shape: presets.VREShape, width: int) -> "Ten
     """The prompt adapter's tensors, for prompts `width` wide; none for paired prompts (`path` None)."""
     import torch
 
-    from osdface.vre import new_adapter
+    from osdface.prompts import new_adapter
 
     with torch.device("meta"):
-        adapter = new_adapter(shape, width)
+        adapter = new_adapter("vre" if path else "vre_cat", shape, width)
     if path is None:
         return {}
     found = _state(path)

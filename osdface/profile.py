@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from osdface.base import new_base
 from osdface.generator import OneStepGenerator, lora_config
 from osdface.presets import Preset
-from osdface.vre import VisualEmbedder, new_adapter
+from osdface.prompts import new_adapter, new_embedder
 
 STEPS = ("vae_encoder", "vre", "adapter", "unet", "vae_decoder")  # in the order in which they run
 CONV_LINEAR, WITH_ATTENTION = "conv_linear", "with_attention"
@@ -31,8 +31,10 @@ _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 def fresh_generator(preset: Preset) -> OneStepGenerator:
     """The preset's generator with random weights and no LoRA, on torch's default device, ready to run."""
     base = new_base(preset)
-    adapter = new_adapter(preset.vre, base.unet.config.cross_attention_dim)
-    return OneStepGenerator(base, VisualEmbedder(preset.vre), adapter, preset.timestep).eval().requires_grad_(False)
+    width = base.unet.config.cross_attention_dim
+    embedder = new_embedder(preset.prompt, preset.vre, width)
+    adapter = new_adapter(preset.prompt, preset.vre, width)
+    return OneStepGenerator(base, embedder, adapter, preset.timestep).eval().requires_grad_(False)
 
 
 def walk(generator: OneStepGenerator, images: Tensor, watch: Callable[[str], AbstractContextManager]) -> Tensor:

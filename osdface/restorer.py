@@ -16,6 +16,8 @@ from osdface.generator import LatentChoice, OneStepGenerator
 from osdface.identity import similarities
 from osdface.modes import FaceMode, Wishes
 from osdface.pictures import OutputType, Picture, from_array, to_array
+from osdface.presets import VISUAL_PROMPTS
+from osdface.prompts.vre import VisualEmbedder
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -115,15 +117,22 @@ class Restorer:
 
         Returns the restorer itself.
         """
-        vae = self.generator.vae
-        for network in (self.generator.embedder.encoder, vae.encoder, self.generator.unet, vae.decoder):
+        vae, embedder = self.generator.vae, self.generator.embedder
+        seeing = [embedder.encoder] if isinstance(embedder, VisualEmbedder) else []
+        for network in (*seeing, vae.encoder, self.generator.unet, vae.decoder):
             network.compile(**options)
         return self
 
     @torch.inference_mode()
     def codes(self, images: Tensor) -> Tensor:
-        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d), those that `restore` uses."""
-        return self.generator.embedder(self._inputs(images))
+        """Visual prompts before the adapter: (B, 3, H, W) in [0, 1] -> (B, n, d), those that `restore` uses.
+
+        Raises UserError for a model whose prompts do not look at the picture.
+        """
+        kind = self.generator.embedder.kind
+        if kind not in VISUAL_PROMPTS:
+            raise UserError(f"this model has no codes: its prompts, of kind '{kind}', are the same for every picture")
+        return self.generator.codes(self._inputs(images))
 
     @torch.inference_mode()
     def restore(self, images: Tensor, generator: Generator | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from osdface.identity import DlibIdentity, chips_from_aligned
 from osdface.losses import adversarial
 from osdface.losses.identity import identity_loss
 from osdface.losses.perceptual import Grey, PerceptualDistance
-from osdface.vre import VisualEmbedder
+from osdface.prompts.vre import VisualEmbedder
 from pipelines.report import sheet_of_tensors
 from pipelines.tracking import git_revision
 from pipelines.train_vre import load_vre

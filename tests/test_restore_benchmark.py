@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 def test_every_step_of_the_reference_is_the_generators_own(folder):
     _, generator = bundle.load(folder)
     direct, images = Direct(folder), restore.pictures(2, 64)
-    z, prompt = generator.encode(images), generator.prompt(images)
+    z, prompt = generator.encode(images), generator.prompt(generator.codes(images))
     assert torch.equal(direct.embedder(images), generator.embedder(images))
     for ours, theirs in (
         (prompt, direct.adapter(direct.embedder(images))),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from osdface import bundle
 from osdface.presets import preset
-from osdface.vre import PromptAdapter, VisualEmbedder
+from osdface.prompts.vre import PromptAdapter, VisualEmbedder
 
 
 class Direct:

@@ -119,7 +119,7 @@ def import_official(
     result: dict = {
         "bundle": str(out),
         "bundle_digest": bundle.digest(out),
-        **made.config.model_dump(include={"preset", "vre_input", "prompts", "lora"}),
+        **made.config.model_dump(include={"preset", "vre_input", "prompt", "lora"}),
         "left_out": made.unused,
     }
     if register:

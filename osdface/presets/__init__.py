@@ -10,9 +10,8 @@ FOLDER = Path(__file__).parent
 # How often the tokenizer's input is normalised by x -> 2x - 1. Once: the encoder sees [-1, 1]. Twice: it sees [-3, 1],
 # as in the published program, whose weights need it.
 VREInput = Literal["once", "twice"]
-# What becomes the prompt. distinct: the nearest distinct codes, through the adapter. paired: twice as many positions,
-# nearest first, a code as often as it comes; the second half beside the first, no adapter.
-PromptKind = Literal["distinct", "paired"]
+PromptKind = Literal["vre", "vre_cat", "learned", "empty", "clip"]  # `osdface.prompts` says what each is
+VISUAL_PROMPTS: tuple[PromptKind, ...] = ("vre", "vre_cat")  # those that look at the picture, by a trained VRE
 
 
 class VREShape(Strict):
@@ -28,7 +27,6 @@ class VREShape(Strict):
     prompts: int
     adapter_width: int
     input: VREInput = "once"
-    kind: PromptKind = "distinct"
 
 
 class LoRAShape(Strict):
@@ -67,6 +65,7 @@ class Preset(Strict):
     scheduler: dict[str, Any]
     vre: VREShape
     lora: LoRAShape
+    prompt: PromptKind = "vre"
     patch_discriminator: PatchDiscriminatorShape
     latent_discriminator: LatentDiscriminatorShape
 

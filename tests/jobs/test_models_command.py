@@ -12,7 +12,7 @@ from jobs.cli import app
 from osdface import bundle, presets
 from osdface.base import new_base, save_base
 from osdface.generator import OneStepGenerator
-from osdface.vre import VisualEmbedder
+from osdface.prompts.vre import VisualEmbedder
 
 TINY = presets.preset("tiny")
 

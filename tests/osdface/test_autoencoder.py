@@ -6,7 +6,7 @@ import torch
 
 from osdface import presets
 from osdface.autoencoder import VQAutoencoder
-from osdface.vre import PromptAdapter, VisualEmbedder
+from osdface.prompts.vre import PromptAdapter, VisualEmbedder
 
 DATA = Path(__file__).parents[1] / "data"
 

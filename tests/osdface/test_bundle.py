@@ -9,8 +9,8 @@ from osdface import bundle, presets
 from osdface.base import base_digest, load_base, new_base, save_base
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
+from osdface.prompts.vre import VisualEmbedder
 from osdface.restorer import Restorer
-from osdface.vre import VisualEmbedder
 
 TINY = presets.preset("tiny")
 
@@ -69,16 +69,52 @@ def test_untrained_is_the_generator_of_that_seed(trained):
     torch.testing.assert_close(untrained(x).image, fresh(x).image)
 
 
-def test_a_bundle_from_before_its_habits_were_written_has_the_presets(trained, tmp_path):
+HABITS = {"vre_input": "once", "prompts": "distinct", "lora": TINY.lora.model_dump()}
+
+
+@pytest.mark.parametrize("habits", [HABITS, dict.fromkeys(HABITS), {}])
+def test_a_bundle_of_version_1_is_read_with_what_it_says_or_the_presets_habits(trained, tmp_path, habits):
     folder = copy(trained[0], tmp_path / "older")
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["vre_input"], config["prompts"], config["lora"]["rank"]) == ("once", "distinct", 16)
-    older = {key: value for key, value in config.items() if key not in ("vre_input", "prompts", "lora")}
+    now = json.loads((folder / "config.json").read_text())
+    older = {"format_version": 1} | {key: now[key] for key in ("preset", "seed", "base", "files")}
+    older |= {"provenance": {"runs": {"osd": "abc"}, "dataset_digest": "d1", "git_revision": None}, **habits}
     (folder / "config.json").write_text(json.dumps(older))
     read, loaded = bundle.load(folder)
-    assert read.architecture() == TINY
+    assert read.model_dump() == now | {"vre_input": read.vre_input, "lora": read.lora and read.lora.model_dump()}
+    assert (read.architecture().vre, read.architecture().prompt) == (TINY.vre, "vre")
     x = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(loaded(x).image, trained[1](x).image)
+
+
+def test_paired_prompts_of_version_1_are_vre_cat_and_unknown_ones_are_refused(trained, tmp_path):
+    folder = copy(trained[0], tmp_path / "older")
+    now = json.loads((folder / "config.json").read_text())
+    older = {key: value for key, value in now.items() if key != "prompt"} | {"format_version": 1}
+    (folder / "config.json").write_text(json.dumps(older | {"prompts": "paired"}))
+    assert bundle.read_config(folder).prompt == "vre_cat"
+    assert bundle.read_config(folder).weights() == {bundle.LORA, bundle.VRE}
+    (folder / "config.json").write_text(json.dumps(older | {"prompts": "single"}))
+    with pytest.raises(UserError, match=r"config\.json: not a bundle's configuration"):
+        bundle.read_config(folder)
+
+
+def test_training_further_starts_where_the_bundle_ended(trained):
+    folder, generator = trained
+    config, further = bundle.load_trainable(folder)
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(further(x).image, generator(x).image)
+    names = {name for name, weight in generator.named_parameters() if weight.requires_grad}
+    assert {name for name, weight in further.named_parameters() if weight.requires_grad} == names
+    assert {name.split(".")[0] for name in names} == {"unet", "adapter"}
+    before = {name: weight.clone() for name, weight in further.state_dict().items()}
+    further(x).image.square().mean().backward()
+    torch.optim.SGD([further.get_parameter(name) for name in names], 0.1).step()
+    changed = {name for name, weight in further.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed <= names
+    assert {name.split(".")[0] for name in changed} == {"unet", "adapter"}
+    assert all(further.get_parameter(name).grad is not None for name in names)
+    base = load_base(bundle.base_folder(folder, config))
+    assert bundle.load_trainable(folder, base)[1].unet is base.unet
 
 
 def test_digest_follows_the_content(trained, tmp_path):
@@ -107,9 +143,10 @@ def test_a_changed_byte_a_missing_file_and_an_unfinished_folder_are_refused(trai
 def test_another_format_version_and_a_damaged_config_are_refused_by_name(trained, tmp_path):
     folder = copy(trained[0], tmp_path / "b")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format_version": 9}))
-    with pytest.raises(UserError, match="format 9"):
-        bundle.verify(folder)
+    for version in (9, 0, "2", None):
+        (folder / "config.json").write_text(json.dumps(config | {"format_version": version}))
+        with pytest.raises(UserError, match=f"format {version}; this program reads formats 1 and 2"):
+            bundle.verify(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
         bundle.verify(folder)

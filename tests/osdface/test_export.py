@@ -13,21 +13,23 @@ from osdface.base import load_base, new_base, save_base
 from osdface.errors import UsageError, UserError
 from osdface.export import export
 from osdface.generator import OneStepGenerator
+from osdface.prompts import new_embedder
 from osdface.restorer import Restorer
-from osdface.vre import VisualEmbedder
 
 TINY = presets.preset("tiny")
 FILES = {"vre": "associate_2.ckpt", "lora": bundle.LORA, "adapter": "embedding_change_weights.pth"}
 
 
-def make(folder: Path, kind: presets.PromptKind = "distinct") -> Path:
+def make(folder: Path, kind: presets.PromptKind = "vre") -> Path:
     """A small bundle of the published habits, whose adapters are not zero."""
     torch.manual_seed(0)
-    width = {"distinct": TINY.vre.width, "paired": 2 * TINY.vre.width}[kind]
+    width = {"vre": TINY.vre.width, "vre_cat": 2 * TINY.vre.width}[kind]
     save_base(new_base(TINY.model_copy(update={"unet": TINY.unet | {"cross_attention_dim": width}})), folder / "base")
-    vre = TINY.vre.model_copy(update={"input": "twice", "kind": kind})
-    shape = TINY.model_copy(update={"vre": vre, "lora": TINY.lora.model_copy(update={"rank": 4, "alpha": 6})})
-    generator = OneStepGenerator.from_parts(shape, load_base(folder / "base"), VisualEmbedder(shape.vre))
+    vre = TINY.vre.model_copy(update={"input": "twice"})
+    lora = TINY.lora.model_copy(update={"rank": 4, "alpha": 6})
+    shape = TINY.model_copy(update={"vre": vre, "lora": lora, "prompt": kind})
+    embedder = new_embedder(kind, vre, width)
+    generator = OneStepGenerator.from_parts(shape, load_base(folder / "base"), embedder)
     for name, parameter in generator.named_parameters():
         if "lora_B" in name or name.startswith("adapter"):
             torch.nn.init.normal_(parameter, std=0.05)
@@ -86,14 +88,14 @@ def test_merged_tensors_alone_make_the_same_networks(folder, ours, inputs, tmp_p
         assert all(torch.equal(found[key], kept[key]) for key in kept)
 
 
-@pytest.mark.parametrize("kind", ["distinct", "paired"])
+@pytest.mark.parametrize("kind", ["vre", "vre_cat"])
 def test_out_to_the_official_layout_and_in_again_changes_no_tensor(tmp_path, kind):
     folder = make(tmp_path, kind)
     notes = export(folder, "official", tmp_path / "out")
     assert "--lora_rank 4 --lora_alpha 6" in notes[0]
-    assert any("--cat_prompt_embedding" in note for note in notes) == (kind == "paired")
+    assert any("--cat_prompt_embedding" in note for note in notes) == (kind == "vre_cat")
     files = {name: tmp_path / "out" / file for name, file in FILES.items()}
-    files |= {"adapter": None} if kind == "paired" else {}
+    files |= {"adapter": None} if kind == "vre_cat" else {}
     official.import_official(**files, base=folder / "base", out=tmp_path / "again", preset="tiny")
     before, after = bundle.verify(folder), bundle.verify(tmp_path / "again")
     for name in before.weights():
@@ -103,7 +105,7 @@ def test_out_to_the_official_layout_and_in_again_changes_no_tensor(tmp_path, kin
     assert before.architecture() == after.architecture()
     images = torch.rand(2, 3, 64, 64)
     one, other = (Restorer.load(path) for path in (folder, tmp_path / "again"))
-    assert one.codes(images).shape == (2, 48 if kind == "paired" else 24, 64)
+    assert one.codes(images).shape == (2, 48 if kind == "vre_cat" else 24, 64)
     assert torch.equal(one.restore(images), other.restore(images))
     assert before.base.sha256 == after.base.sha256
 

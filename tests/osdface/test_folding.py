@@ -63,8 +63,8 @@ def test_every_step_is_what_it_was(pair):
     noise = torch.randn(before.latent_shape(images))
     assert not any(isinstance(module, nn.Linear) and "time_emb" in name for name, module in folded.named_modules())
     assert folded.latent_shape(images) == before.latent_shape(images)
-    z, prompt = before.encode(images), before.prompt(images)
-    assert torch.equal(folded.prompt(images), prompt)
+    z, prompt = before.encode(images), before.prompt(before.codes(images))
+    assert torch.equal(folded.prompt(folded.codes(images)), prompt)
     assert close(folded.encode(images), z)
     assert close(folded.encode(images, noise), before.encode(images, noise))
     assert close(folded.denoise(z, prompt), before.denoise(z, prompt))
@@ -87,7 +87,7 @@ def test_the_picture_is_what_it_was(pair, dtype, tolerance):
 @torch.inference_mode()
 def test_lora_time_and_step_are_each_in_the_weights(pair):
     before, folded, images = pair
-    z, prompt = before.encode(images), before.prompt(images)
+    z, prompt = before.encode(images), before.prompt(before.codes(images))
     expected = before.denoise(z, prompt)
     for undo in ("lora", "time", "step"):
         other = copy.deepcopy(before)

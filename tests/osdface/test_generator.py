@@ -1,15 +1,18 @@
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from osdface import presets
 from osdface.base import Base, new_base
 from osdface.discriminators import LatentDiscriminator, PatchDiscriminator
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
-from osdface.vre import SideBySide, VisualEmbedder
+from osdface.prompts.vre import VisualEmbedder
+from osdface.prompts.vre_cat import SideBySide
 
 TINY = presets.preset("tiny")
 
@@ -108,6 +111,39 @@ def test_the_seed_decides_the_untrained_generator(base):
     one, same, other = (generator(base, seed).adapter.conv1.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_checkpointing_keeps_little_of_unet_and_decoder_and_changes_no_gradient(base):
+    """Also with the VAE frozen and in eval mode, through whose decoder the gradients go."""
+    blocks = ("vae.decoder.up_blocks.0", "vae.decoder.mid_block", "unet.down_blocks.0", "unet.mid_block")
+    lq = torch.rand(1, 3, 64, 64) * 2 - 1
+    start = generator(base)
+    randomise_lora(start)
+
+    def step(checkpointed: bool) -> tuple[Counter, int, dict[str, Tensor]]:
+        """How often a layer of each block ran, numbers kept for the backward pass, and the gradients."""
+        model, runs, kept = copy.deepcopy(start), Counter(), {}
+        if checkpointed:
+            model.enable_gradient_checkpointing()
+        for block in blocks:
+            layer = model.get_submodule(f"{block}.resnets.1" if "mid" in block else f"{block}.resnets.0")
+            layer.register_forward_pre_hook(lambda *call, block=block: runs.update([block]))
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            image = model(lq).image
+        image.square().mean().backward()
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+        return runs, sum(kept.values()), gradients
+
+    (once, everything, plain), (twice, little, checkpointed) = step(False), step(True)
+    assert (set(once.values()), set(twice.values())) == ({1}, {2})
+    assert little < everything / 2
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-7, rtol=1e-5)
 
 
 def test_a_vre_of_another_shape_is_refused(base):

@@ -12,7 +12,7 @@ from osdface.base import new_base, save_base
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
 from osdface.presets import preset
-from osdface.vre import VisualEmbedder
+from osdface.prompts.vre import VisualEmbedder
 
 
 @pytest.fixture(scope="module")

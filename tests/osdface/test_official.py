@@ -15,8 +15,8 @@ from osdface.base import new_base, save_base
 from osdface.errors import UserError
 from osdface.export import export
 from osdface.generator import OneStepGenerator
+from osdface.prompts.vre import VisualEmbedder
 from osdface.restorer import Restorer
-from osdface.vre import VisualEmbedder
 from tests import published
 
 DATA = Path(__file__).parents[1] / "data" / "official_parity"
@@ -107,7 +107,7 @@ def test_both_key_styles_give_the_same_bundle(release, folder, tmp_path):
 
 def test_the_bundle_says_what_decides_its_pictures(folder):
     config = bundle.verify(folder)
-    assert (config.preset, config.vre_input, config.prompts, config.lora.rank) == ("sd21", "twice", "distinct", 16)
+    assert (config.preset, config.vre_input, config.prompt, config.lora.rank) == ("sd21", "twice", "vre", 16)
     assert set(config.provenance.imported) == {published.VRE, published.LORA, published.ADAPTER}
 
 
@@ -129,6 +129,25 @@ def small(tmp_path) -> dict[str, Path]:
     files = {"vre": published.VRE, "lora": published.LORA, "adapter": published.ADAPTER}
     arguments = {name: tmp_path / "release" / file for name, file in files.items()}
     return {**arguments, "base": tmp_path / "base", "out": tmp_path / "out", "preset": "tiny"}
+
+
+def test_what_was_published_can_be_trained_further(small):
+    official.import_official(**small, alpha=8)
+    config, generator = bundle.load_trainable(small["out"])
+    assert {name.split(".")[0] for name, weight in generator.named_parameters() if weight.requires_grad} == {
+        "unet",
+        "adapter",
+    }
+    generator(torch.rand(1, 3, 64, 64)).image.square().mean().backward()
+    torch.optim.SGD([weight for weight in generator.parameters() if weight.requires_grad], 0.1).step()
+    again = small["out"].with_name("again")
+    saved = bundle.save(
+        generator, again, preset="tiny", seed=0, base=small["base"], provenance=bundle.Provenance(init="x")
+    )
+    assert (saved.vre_input, saved.prompt, saved.lora) == (config.vre_input, config.prompt, config.lora)
+    assert_same(load_file(again / bundle.VRE), load_file(small["out"] / bundle.VRE))
+    with pytest.raises(AssertionError):
+        assert_same(load_file(again / bundle.LORA), load_file(small["out"] / bundle.LORA))
 
 
 def change_vre(path: Path, change) -> None:

@@ -15,8 +15,8 @@ from osdface.base import load_base, new_base, save_base
 from osdface.errors import UsageError, UserError
 from osdface.folding import FoldedGenerator
 from osdface.generator import OneStepGenerator
+from osdface.prompts.vre import VisualEmbedder
 from osdface.restorer import Restorer
-from osdface.vre import VisualEmbedder
 
 TINY = presets.preset("tiny")
 

@@ -24,7 +24,7 @@ def bundle_folder(tmp_path_factory) -> Path:
     from osdface import bundle, presets
     from osdface.base import load_base, new_base, save_base
     from osdface.generator import OneStepGenerator
-    from osdface.vre import VisualEmbedder
+    from osdface.prompts.vre import VisualEmbedder
 
     folder, shape = tmp_path_factory.mktemp("bundle"), presets.preset("tiny")
     torch.manual_seed(0)

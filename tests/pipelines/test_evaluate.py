@@ -16,8 +16,8 @@ from osdface.base import load_base, new_base, save_base
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
 from osdface.imagefile import read_image
+from osdface.prompts.vre import VisualEmbedder
 from osdface.restorer import Restorer
-from osdface.vre import VisualEmbedder
 from pipelines import report
 from pipelines.evaluate import evaluate, flat_metrics
 from pipelines.metrics import psnr, ssim

@@ -1,20 +1,19 @@
-"""The visual representation embedder in use (stage 2 and inference): tokenizer, dictionary, prompt adapter."""
+"""Visual prompts: the distinct dictionary items nearest to an LQ picture's features, through the prompt adapter."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface.autoencoder import Encoder, VQAutoencoder
-from osdface.errors import UserError
-from osdface.presets import VREShape
+from osdface.presets import PromptKind, VREShape
+from osdface.prompts.protocol import Embedder
 from osdface.quantizer import VectorQuantizer
 
 
-class VisualEmbedder(nn.Module):
+class VisualEmbedder(Embedder):
     """VRE(I_L) of section 3.2: an LQ picture's distinct dictionary items, nearest first (eq. 5 and 6)."""
 
-    def __init__(self, shape: VREShape):
-        super().__init__()
+    def __init__(self, shape: VREShape, kind: PromptKind = "vre"):
+        super().__init__(kind)
         self.shape = shape
         self.encoder = Encoder(shape)
         self.quant_conv = nn.Conv2d(shape.width, shape.width, 1)
@@ -29,15 +28,16 @@ class VisualEmbedder(nn.Module):
         return embedder
 
     def forward(self, lq: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> visual prompt before the adapter (B, prompts, d); twice as many rows if paired."""
+        """(B, 3, H, W) in [-1, 1] -> codes, nearest first (B, n, d)."""
         size = (self.shape.size, self.shape.size)
         if lq.shape[-2:] != size:
             lq = F.interpolate(lq, size, mode="bilinear", align_corners=False)
         if self.shape.input == "twice":
             lq = 2 * lq - 1
-        features = self.quant_conv(self.encoder(lq))
-        if self.shape.kind == "paired":
-            return self.quantize.nearest_positions(features, 2 * self.shape.prompts)
+        return self.select(self.quant_conv(self.encoder(lq)))
+
+    def select(self, features: Tensor) -> Tensor:
+        """(B, d, h, w) -> the dictionary items that become the prompt (B, n, d)."""
         return self.quantize.nearest_distinct(features, self.shape.prompts)
 
 
@@ -56,22 +56,9 @@ class PromptAdapter(nn.Module):
         return F.silu(self.conv2(F.silu(self.conv1(codes.transpose(1, 2))))).transpose(1, 2)
 
 
-class SideBySide(nn.Module):
-    """The second half of the rows beside the first: (B, 2n, d) -> (B, n, 2d). Paired prompts need no weights."""
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return torch.cat(codes.chunk(2, dim=1), dim=2)
+def embedder(shape: VREShape, width: int) -> VisualEmbedder:
+    return VisualEmbedder(shape)
 
 
-def new_adapter(shape: VREShape, width: int) -> nn.Module:
-    """From the shape's codes to a prompt `width` wide, that of the UNet's cross-attention.
-
-    Raises UserError where paired codes have another width.
-    """
-    if shape.kind == "distinct":
-        return PromptAdapter(shape.width, shape.adapter_width, width)
-    if 2 * shape.width != width:
-        raise UserError(
-            f"paired codes make prompts {2 * shape.width} wide, the base's UNet takes {width}; give an adapter"
-        )
-    return SideBySide()
+def adapter(shape: VREShape, width: int) -> PromptAdapter:
+    return PromptAdapter(shape.width, shape.adapter_width, width)
