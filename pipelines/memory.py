@@ -122,7 +122,7 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (blind := BLIND.get(func)) and args[0].is_meta:
@@ -136,15 +136,15 @@ class Live(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self.known:
             return
-        self._known.add(key)
+        self.known.add(key)
         self.now += size
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self.known.discard(key)
         self.now -= size
 
 
@@ -180,7 +180,7 @@ def _counting() -> Iterator[Live]:
 class _Engine:
     """An engine's part, that moves no weight: what `backward` finds saved is `saved`."""
 
-    def __init__(self, module: nn.Module, kept: "Kept"):
+    def __init__(self, module: nn.Module, kept: "_Kept"):
         self.module, self.kept = module, kept
 
     def __call__(self, *inputs: Any) -> Any:
@@ -195,16 +195,16 @@ class _Engine:
             parameter.grad = None
 
 
-class Kept:
-    """The bytes that autograd keeps for backward passes; parameters, which are there anyway, do not count."""
+class _Kept:
+    """The bytes that autograd keeps for backward passes, but for what is `there` anyway, as parameters are."""
 
-    def __init__(self, parameters: set[int]):
-        self.parameters, self.most = parameters, 0
+    def __init__(self, there: set[int]):
+        self.there, self.most = there, 0
         self._alive: dict[int, int] = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.parameters and storage._cdata not in self._alive:
+        if storage._cdata not in self.there and storage._cdata not in self._alive:
             self._alive[storage._cdata] = storage.nbytes()
             weakref.finalize(storage, self._alive.pop, storage._cdata, None)
         return tensor.detach()  # an operator that saved its own result would never let go of it
@@ -218,8 +218,7 @@ def _step(phase: Phase, config: TrainConfig, live: Live) -> tuple[int, int]:
     size, count = presets.preset(config.preset).size, config.micro_batch
     modules = [module for module, _ in phase.engines.values()]
     before = live.now
-    there = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
-    kept = Kept(there)
+    kept = _Kept(set(live.known))
     batch = {"key": [""] * count} | {name: torch.empty(count, 3, size, size, device=META) for name in ("hq", "lq")}
     engines = {name: _Engine(module, kept) for name, (module, _) in phase.engines.items()}
     hooks = [
