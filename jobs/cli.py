@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from jobs import console
-from jobs.commands import data, demo, doctor, evaluate, faces, models, profile, restore, serve, train
+from jobs.commands import data, demo, doctor, evaluate, faces, models, profile, restore, runs, serve, train
 
 app = typer.Typer(
     name="osdface",
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for group in (faces, data, train, models, serve):
+for group in (faces, data, train, runs, models, serve):
     app.add_typer(group.app, name=group.__name__.rsplit(".", 1)[-1])
 for single in (demo, doctor, evaluate, profile, restore):
     single.register(app)

@@ -1,18 +1,43 @@
 """Training runs: the names they go by on this machine, which one is gone on with, and what they have come to."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from osdface.config import home
 from osdface.errors import UserError
 from osdface.files import write_json
-from pipelines.training.alone import OWN
-from pipelines.training.checkpoints import NOTE
+from pipelines import tracking
 
 FOLDER = "runs"  # under $OSDFACE_HOME: a note for each run, and its checkpoints in a folder of its name
+NOTE = "state.json"  # in a checkpoint: where training stood
+OWN = "checkpoint_??????"  # those that training without Ray leaves, by number; Ray Train's, by date, have longer names
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that are whole
 STAGES = ("base", "vre", "osd")
+OF_THE_MACHINE = ("pictures_per_second", "data_wait", "memory_gib", "checkpoint_mib")
+
+
+class Training(NamedTuple):
+    """A training as the tracking server has it. losses: the last value of each; output: where it was put, if it was."""
+
+    name: str
+    id: str
+    stage: str
+    status: str
+    begun: datetime
+    dataset: str
+    losses: dict[str, float]
+    output: str
+
+
+class Kept(NamedTuple):
+    """A checkpoint on this machine: where training stood, its size, and what validation gave."""
+
+    folder: str
+    at: str
+    mib: float
+    scores: dict[str, float]
 
 
 class Found(NamedTuple):
@@ -84,3 +109,57 @@ def whole_checkpoints(name: str) -> list[Path]:
 def _reached(checkpoint: Path) -> tuple:
     note = json.loads((checkpoint / NOTE).read_text())
     return note["phase"], note["step"], note.get("exported") is not None, (checkpoint / NOTE).stat().st_mtime
+
+
+def trainings(stage: str | None = None, count: int = 20) -> list[Training]:
+    """The newest trainings. Raises UserError for a stage that is none, or a server that does not answer."""
+    if stage not in (None, *STAGES):
+        raise UserError(f"--stage {stage}: no such stage; there are {', '.join(STAGES)}")
+    return [_training(run) for run in _search([stage] if stage else list(STAGES), "", count)]
+
+
+def training(name: str) -> Training:
+    """A training by its name or id, the newest of that name. Raises UserError if there is none."""
+    for condition in (f"attributes.run_name = '{name}'", f"attributes.run_id = '{name}'"):
+        if "'" not in name and (found := _search(list(STAGES), condition, 1)):
+            return _training(found[0])
+    raise UserError(f"{name}: no such run; see osdface runs list")
+
+
+def measured(run_id: str) -> dict[str, float]:
+    """All that was ever measured in a run: the last values, but for the machine's."""
+    values = tracking.client(tracking.uri()).get_run(run_id).data.metrics
+    return {name: value for name, value in sorted(values.items()) if not name.startswith("system/")}
+
+
+def checkpoints(name: str) -> list[Kept]:
+    """A run's whole checkpoints on this machine, the last one last."""
+    kept = []
+    for path in whole_checkpoints(name):
+        note = json.loads((path / NOTE).read_text())
+        at = "end" if note.get("exported") else f"phase {note['phase']}, step {note['step']}"
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        kept.append(Kept(str(path), at, size / 2**20, note.get("scores", {})))
+    return kept
+
+
+def _search(stages: list[str], condition: str, count: int) -> list[Any]:
+    made = tracking.client(tracking.uri())
+    found = [made.get_experiment_by_name(f"osdface/{stage}") for stage in stages]
+    ids = [experiment.experiment_id for experiment in found if experiment]
+    return list(made.search_runs(ids, condition, max_results=count, order_by=["start_time DESC"])) if ids else []
+
+
+def _training(run: Any) -> Training:
+    """Losses are what is left when norms, rates and the machine's figures are taken away."""
+    tags, metrics = run.data.tags, run.data.metrics
+    losses = {name: value for name, value in sorted(metrics.items()) if _is_loss(name)}
+    stage = tags.get(f"{tracking.TAG}stage", run.info.run_name.partition("-")[0])
+    begun = datetime.fromtimestamp(run.info.start_time / 1000)
+    dataset, output = (tags.get(f"{tracking.TAG}{name}", "") for name in ("dataset_digest", "output"))
+    return Training(run.info.run_name, run.info.run_id, stage, run.info.status, begun, dataset, losses, output)
+
+
+def _is_loss(name: str) -> bool:
+    phase, _, rest = name.partition("/")
+    return phase not in ("system", "start", "end") and bool(rest) and "/" not in rest and rest not in OF_THE_MACHINE

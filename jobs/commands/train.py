@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from jobs import configs, console, options
-from osdface.config import load
+from osdface.config import load, resolved
 
 app = typer.Typer(
     help="Train the base prior, stage 1 (VRE) and stage 2 (the one-step generator) on Ray Train and DeepSpeed."
@@ -15,6 +16,12 @@ Data = Annotated[
     str | None,
     typer.Option(help="The pair dataset to train on: a folder or URL; else what the configuration says."),
 ]
+Workers = Annotated[int | None, typer.Option(help="How many workers; 0 trains in this process, without Ray.")]
+Resume = Annotated[
+    str,
+    typer.Option(help="auto: go on with the run of this configuration and data; never: begin anew; or a run's name."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and start nothing.")]
 
 
 def base(
@@ -23,12 +30,15 @@ def base(
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
+    workers: Workers = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
 ) -> dict:
     """Train a small VAE and latent UNet: only where SD 2.1-base isn't there."""
     from pipelines.train_base import BaseConfig
 
-    settings = load(BaseConfig, configs.find(config or "tiny", "base"), set, data=data, out=out)
-    return _train("base", settings, {}, address)
+    settings = load(BaseConfig, configs.find(config or "tiny", "base"), set, data=data, out=out, workers=workers)
+    return _train("base", settings, {}, address, resume, dry_run)
 
 
 console.command(app, "base", "osdface train base --config tiny --data pairs --out base")(base)
@@ -40,12 +50,15 @@ def vre(
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
+    workers: Workers = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
 ) -> dict:
     """Stage 1: HQ dictionary, LQ dictionary, association."""
     from pipelines.train_vre import VREConfig
 
-    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, data=data, out=out)
-    return _train("vre", settings, {}, address)
+    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, data=data, out=out, workers=workers)
+    return _train("vre", settings, {}, address, resume, dry_run)
 
 
 console.command(app, "vre", "osdface train vre --config tiny --data pairs --out vre")(vre)
@@ -59,27 +72,50 @@ def osd(
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
     address: options.Address = None,
+    workers: Workers = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
 ) -> dict:
     """Stage 2: the one-step generator with LoRA against the latent discriminator; writes a model bundle."""
     from osdface.base import base_digest, sha256
     from pipelines.train_osd import OSDConfig
 
-    settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, data=data, base=base, vre=vre, out=out)
+    chosen = {"data": data, "base": base, "vre": vre, "out": out, "workers": workers}
+    settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, **chosen)
     console.existing(vre / "lq.safetensors", "stage-1 output; make one with `osdface train vre`")
     inputs = {"base": (base, base_digest(base)), "vre": (vre, sha256(vre / "lq.safetensors"))}
-    return _train("osd", settings, inputs, address)
+    return _train("osd", settings, inputs, address, resume, dry_run)
 
 
 console.command(app, "osd", "osdface train osd --config tiny --data pairs --base base --vre vre --out model")(osd)
 
 
-def _train(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None) -> dict:
+def _train(
+    stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None, resume: str, dry_run: bool
+) -> dict:
     from pipelines.launch import launch
 
+    if dry_run:
+        return _dry_run(stage, settings, inputs, address)
     with console.progress("steps") as progress:
-        trained = launch(stage, settings, inputs, address, progress)
+        trained = launch(stage, settings, inputs, address, progress, resume)
     if not trained.fresh:
         console.say(f"{trained.out} is already there, from the same configuration and data")
     result = {"out": str(trained.out), "run_id": trained.run_id, "digest": trained.digest}
     console.table(result)
     return result
+
+
+def _dry_run(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None) -> dict:
+    """The configuration as it would be, how many steps it takes, and the run that it would go on with."""
+    from pipelines import runs
+    from pipelines.launch import plan
+
+    planned = plan(stage, settings, inputs, address)
+    name, known = runs.choose(stage, planned.digest, planned.identity, "auto")
+    config = resolved(planned.config)
+    console.say(yaml.safe_dump(config, sort_keys=False).rstrip())
+    shown: dict[str, Any] = {f"{phase} steps": steps for phase, steps in planned.steps.items()}
+    shown |= {"micro-batch": planned.config.micro_batch, "run": f"{name} ({'goes on' if known else 'new'})"}
+    console.table(shown)
+    return {"config": config, "steps": planned.steps, "run": name, "resumes": bool(known), "digest": planned.digest}

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 from osdface.files import aside
+from pipelines.runs import OWN
 from pipelines.training import checkpoints
 from pipelines.training.config import Validation
 
 LAST = 2  # checkpoints kept, and the best one
-OWN = "checkpoint_??????"  # by number; Ray Train's, by date, have longer names
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from osdface.errors import UserError
+from pipelines.runs import NOTE
 from pipelines.training.engines import AVERAGE, Engine, Position
 from pipelines.training.stage import Stage
 
 FORMAT = 2  # 1 had the engines' own pickled files, partitioned as the workers were
-STATE, MOMENTS, NOTE = "state.safetensors", "moments.safetensors", "state.json"
+STATE, MOMENTS = "state.safetensors", "moments.safetensors"
 OUTPUT = "output"  # the folder of the stage's output, in the last checkpoint
 
 

@@ -1,6 +1,8 @@
 """What the stages share: two DeepSpeed engines against plain PyTorch, resume, order of data, refusals."""
 
+import contextlib
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from osdface import presets
 from osdface.base import new_base, save_base
@@ -15,8 +18,9 @@ from osdface.config import parse
 from osdface.errors import UsageError, UserError
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
-from pipelines.training import Duration, Optimizer, Step, frozen
-from pipelines.training.worker import Worker, engine
+from pipelines.training import Duration, Optimizer, Step, checkpoints, engines, frozen
+from pipelines.training.engines import Engine
+from pipelines.training.worker import Worker
 
 CPU = torch.device("cpu")
 ADAM = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
@@ -145,9 +149,9 @@ def test_three_alternate_steps_equal_plain_pytorch(stage1, pairs, zero_stage):
     stage = OSDStage(config, CPU, {})
     before = {name: tensor.clone() for name, tensor in stage.state().items()}
     (phase,) = stage.phases()
-    engines = {name: engine(module, how, config, 3) for name, (module, how) in phase.engines.items()}
+    made = {name: Engine(module, how, config, 3) for name, (module, how) in phase.engines.items()}
     for step in steps(3):
-        step.engines = engines
+        step.engines = made
         phase.step(step)
     expected = plain.state()
     for name, tensor in stage.state().items():
@@ -157,38 +161,6 @@ def test_three_alternate_steps_equal_plain_pytorch(stage1, pairs, zero_stage):
         assert max(distance for name, distance in moved.items() if name.startswith(part)) > 1e-4
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
-def test_association_steps_equal_plain_engines(pairs, zero_stage):
-    """The adaptive weight takes gradients of its own inside a step: DeepSpeed must not count them."""
-
-    class Plain:
-        def __init__(self, module, how):
-            self.module, self.optimizer = module, how.build(list(module.parameters()))
-
-        def __call__(self, *inputs):
-            return self.module(*inputs)
-
-        def backward(self, loss):
-            self.optimizer.zero_grad()
-            loss.backward()
-
-        def step(self):
-            self.optimizer.step()
-
-    config, results = vre_config(pairs, Path("out"), zero_stage=zero_stage), []
-    for make in (Plain, lambda module, how: engine(module, how, config, 3)):
-        stage = VREStage(config, CPU, {})
-        association = list(stage.phases())[2]
-        engines = {name: make(module, how) for name, (module, how) in association.engines.items()}
-        for step in steps(3):
-            step.engines = engines
-            metrics = association.step(step)
-        assert {"association", "hq_adversarial", "lq_adversarial", "discriminator"} <= set(metrics)
-        results.append({name: tensor.detach().clone() for name, tensor in stage.state().items()})
-    for name, tensor in results[0].items():
-        assert (tensor - results[1][name]).abs().max() < 1e-6, name
-
-
 # The loop: checkpoints and resume
 
 
@@ -196,69 +168,207 @@ class Reports:
     """Stands where Ray Train takes reports; keeps copies of checkpoints, may stop the training after one."""
 
     def __init__(self, folder: Path, stop_after: int | None = None):
-        self.folder, self.stop_after, self.kept = folder, stop_after, []
+        self.folder, self.stop_after, self.kept, self.metrics = folder, stop_after, [], []
 
     def __call__(self, metrics, checkpoint: Path) -> None:
         self.kept.append(self.folder / str(len(self.kept)))
+        self.metrics.append(metrics)
         shutil.copytree(checkpoint, self.kept[-1])
         if len(self.kept) == self.stop_after:
             raise KeyboardInterrupt
 
 
 def output(reports: Reports) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     files = sorted((reports.kept[-1] / "output").rglob("*.safetensors"))
     assert files
     return {f"{path.name}:{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def worker(config, stage_class, reports) -> Worker:
+    return Worker(config, lambda: stage_class(config, CPU, {"runs": {}, "dataset_digest": "d"}), CPU, 0, 1, reports)
 
 
 def trained(
     config, stage_class, folder: Path, checkpoint: Path | None = None, stop_after: int | None = None
 ) -> Reports:
     reports = Reports(folder, stop_after)
-    stage = stage_class(config, CPU, {"runs": {}, "dataset_digest": "d"})
-    worker = Worker(config, stage, CPU, 0, 1, reports)
-    if stop_after:
-        with pytest.raises(KeyboardInterrupt):
-            worker.train(checkpoint)
-    else:
-        worker.train(checkpoint)
+    with pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
+        worker(config, stage_class, reports).train(checkpoint)
     return reports
 
 
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], limit: float = 0) -> None:
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert float((other[name].float() - tensor.float()).abs().max()) <= limit, name
+
+
+@pytest.fixture(scope="module")
+def whole_stage_1(pairs, tmp_path_factory) -> dict[str, torch.Tensor]:
+    return output(trained(vre_config(pairs, Path("out")), VREStage, tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3])  # after a phase, after another, in the middle of the third
-def test_stage_1_resumes_to_the_same_tensors(pairs, tmp_path, stop_after):
+def test_stage_1_resumes_to_the_same_tensors(pairs, tmp_path, whole_stage_1, stop_after):
     config = vre_config(pairs, tmp_path / "out")
-    whole = output(trained(config, VREStage, tmp_path / "whole"))
     first = trained(config, VREStage, tmp_path / "first", stop_after=stop_after)
-    second = output(trained(config, VREStage, tmp_path / "second", checkpoint=first.kept[-1]))
-    assert set(second) == set(whole)
-    for name, tensor in whole.items():
-        assert (second[name] - tensor).abs().max() < 1e-6, name
+    second = trained(config, VREStage, tmp_path / "second", checkpoint=first.kept[-1])
+    assert_same(output(second), whole_stage_1)
 
 
-def test_stage_2_resumes_in_the_middle_to_the_same_tensors(stage1, pairs, tmp_path):
-    config = osd_config(stage1, pairs, tmp_path / "out", duration={"steps": 4}, checkpoint_every=2)
-    whole = output(trained(config, OSDStage, tmp_path / "whole"))
-    first = trained(config, OSDStage, tmp_path / "first", stop_after=1)
-    frozen_parts = [path for path in first.kept[0].rglob("*") if path.is_file() and path.stat().st_size > 8 * 2**20]
-    assert not frozen_parts  # checkpoints hold what is trained, not the base
-    second = output(trained(config, OSDStage, tmp_path / "second", checkpoint=first.kept[-1]))
-    for name, tensor in whole.items():
-        assert (second[name] - tensor).abs().max() < 1e-6, name
+def test_what_happens_between_phases_is_not_done_again_to_what_came_after(pairs, tmp_path):
+    config = vre_config(pairs, tmp_path / "out", lq_from="hq", association={"steps": 0})
+    whole = output(trained(config, VREStage, tmp_path / "whole"))
+    for stop_after in (1, 2):
+        first = trained(config, VREStage, tmp_path / f"first{stop_after}", stop_after=stop_after)
+        second = trained(config, VREStage, tmp_path / f"second{stop_after}", checkpoint=first.kept[-1])
+        assert_same(output(second), whole)
 
 
-def test_a_finished_checkpoint_is_not_trained_again(pairs, tmp_path):
-    config = vre_config(pairs, tmp_path / "out", hq={"steps": 1}, lq={"steps": 1}, association={"steps": 1})
-    done = trained(config, VREStage, tmp_path / "done")
-    assert not trained(config, VREStage, tmp_path / "again", checkpoint=done.kept[-1]).kept
+@pytest.fixture(scope="module")
+def whole_stage_2(stage1, pairs, tmp_path_factory) -> Reports:
+    config = osd_config(stage1, pairs, duration={"steps": 4}, checkpoint_every=2, ema=0.5)
+    return trained(config, OSDStage, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_stage_2_resumes_in_the_middle_at_any_zero_stage(
+    stage1, pairs, tmp_path, whole_stage_2, zero_stage, monkeypatch
+):
+    """The checkpoint is one of ZeRO 0."""
+    monkeypatch.setattr(engines, "PERSISTENT", 0)
+    changes = {"duration": {"steps": 4}, "checkpoint_every": 2, "ema": 0.5, "zero_stage": zero_stage}
+    config = osd_config(stage1, pairs, tmp_path / "out", **changes)
+    second = trained(config, OSDStage, tmp_path / "second", checkpoint=whole_stage_2.kept[0])
+    assert len(second.kept) == len(whole_stage_2.kept) - 1
+    assert_same(output(whole_stage_2), output(second), 1e-6)
+    for name in ("state.safetensors", "moments.safetensors"):
+        one, two = (load_file(reports.kept[-1] / name) for reports in (whole_stage_2, second))
+        assert_same(one, two, 1e-6)
+
+
+def test_checkpoints_hold_what_is_trained_and_its_moments_alone(stage1, pairs, whole_stage_2):
+    stage = OSDStage(osd_config(stage1, pairs), CPU, {})
+    trainable = {name: p.numel() for name, p in stage.state().items()}
+    state, moments = (load_file(whole_stage_2.kept[0] / name) for name in ("state.safetensors", "moments.safetensors"))
+    assert {name: t.numel() for name, t in state.items()} == trainable
+    kinds = {"exp_avg", "exp_avg_sq", "ema"}
+    assert set(moments) == {f"{kind}/{name}" for kind in kinds for name in trainable}
+    assert sum(path.stat().st_size for path in whole_stage_2.kept[0].iterdir()) < 4.5 * 4 * sum(trainable.values())
+
+
+def test_the_average_is_kept_and_may_be_chosen_after_the_end(stage1, pairs, tmp_path, whole_stage_2):
+    states = [load_file(folder / "state.safetensors") for folder in whole_stage_2.kept]
+    average = load_file(whole_stage_2.kept[-1] / "moments.safetensors")
+    assert {name.partition("/")[0] for name in average} == {"ema"}
+    name = next(name for name in states[0] if "lora_B" in name)
+    assert 0 < float((average[f"ema/{name}"] - states[-1][name]).abs().max()) < float(states[-1][name].abs().max())
+    changes = {"duration": {"steps": 4}, "checkpoint_every": 2, "ema": 0.5, "export": "ema"}
+    again = trained(
+        osd_config(stage1, pairs, tmp_path / "out", **changes), OSDStage, tmp_path, checkpoint=whole_stage_2.kept[-1]
+    )
+    assert len(again.kept) == 1  # nothing was trained
+    assert_same(states[-1], load_file(again.kept[0] / "state.safetensors"))
+    chosen, last = output(again), output(whole_stage_2)
+    changed = {name for name in last if not torch.equal(chosen[name], last[name])}
+    assert changed
+    assert all("lora_" in name or "adapter" in name for name in changed)
+    stage = OSDStage(osd_config(stage1, pairs, **changes), CPU, {})
+    snapshot = checkpoints.read(again.kept[0])
+    snapshot.export(stage, "ema")
+    assert_same({f"ema/{name}": tensor.detach() for name, tensor in stage.state().items()}, average)
+
+
+def test_the_average_is_what_its_formula_says(pairs):
+    how, config = Optimizer(name="sgd", lr=0.1), vre_config(pairs, Path("out"), ema=0.75)
+    for zero in (0, 1):
+        module = torch.nn.Linear(3, 2, bias=False)
+        made = Engine(module, how, config.model_copy(update={"zero_stage": zero}), 3)
+        expected = module.weight.detach().clone()
+        for _ in range(3):
+            made.backward(made(torch.ones(1, 3)).square().sum())
+            made.step()
+            expected = 0.75 * expected + 0.25 * module.weight.detach()
+        assert float((made.whole(module.weight, "ema") - expected).abs().max()) < 1e-6
+        made.close()
+
+
+def test_micro_batches_change_nothing(stage1, pairs, tmp_path):
+    sgd = {"name": "sgd", "lr": 0.1}
+    results = []
+    for accumulation in (1, 2):
+        config = osd_config(
+            stage1,
+            pairs,
+            tmp_path / "out",
+            generator=sgd,
+            discriminator=sgd,
+            accumulation=accumulation,
+            latent="sample",
+        )
+        results.append(output(trained(config, OSDStage, tmp_path / str(accumulation))))
+    assert_same(*results, 1e-6)
+
+
+def test_a_finished_checkpoint_is_not_trained_again(pairs, tmp_path, whole_stage_2, stage1):
+    config = osd_config(stage1, pairs, duration={"steps": 4}, checkpoint_every=2, ema=0.5)
+    assert not trained(config, OSDStage, tmp_path / "again", checkpoint=whole_stage_2.kept[-1]).kept
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(pairs, tmp_path):
+    (tmp_path / "state.json").write_text('{"phase": 0, "step": 2}')
+    with pytest.raises(UserError, match=r"a checkpoint of format 1, where this program reads 2; .*--resume never"):
+        worker(vre_config(pairs, tmp_path / "out"), VREStage, Reports(tmp_path)).train(tmp_path)
 
 
 def test_a_number_that_is_none_stops_with_the_pairs_named(pairs, tmp_path):
-    config = vre_config(pairs, tmp_path / "out", optimizer={"name": "sgd", "lr": 1e30})
-    with pytest.raises(UserError, match=r"hq/\w+ is not a number at step 1 \(pairs \w+-000"):
-        Worker(config, VREStage(config, CPU, {}), CPU, 0, 1, Reports(tmp_path)).train(None)
+    config = vre_config(pairs, tmp_path / "out", optimizer={"name": "sgd", "lr": 1e30}, checkpoint_every=1)
+    reports = Reports(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"hq/\w+ is not a number at step 1 \(pairs \w+-000.*data show {pairs} \w+-000"
+    ):
+        worker(config, VREStage, reports).train(None)
+    assert len(reports.kept) == 1  # what was good stays
+
+
+def test_a_gradient_that_is_infinite_stops_the_training(pairs, tmp_path):
+    class Steep(VREStage):
+        def step(self, step):
+            metrics = super().step(step)
+            if step.index == 1:
+                step.engines["autoencoder"].norm = float("inf")
+            return metrics
+
+    reports = Reports(tmp_path)
+    with pytest.raises(UserError, match=r"hq: the gradient of autoencoder is not finite at step 1 \(pairs \w+-000"):
+        worker(vre_config(pairs, tmp_path / "out", checkpoint_every=1), Steep, reports).train(None)
+    assert len(reports.kept) == 1
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_norms_are_those_of_the_whole_gradient(pairs, zero_stage):
+    module = torch.nn.Linear(3, 2)
+    config = vre_config(pairs, Path("out"), zero_stage=zero_stage)
+    made = Engine(module, Optimizer(name="sgd", lr=0.1, clip=0.01), config, 3)
+    made.backward(made(torch.ones(4, 3)).sum())
+    made.step()
+    assert made.norm == pytest.approx((2 * 4 * 4 * 4) ** 0.5)  # 8 elements' gradient is 4 each
+    made.close()
+
+
+def test_validation_scores_checkpoints_and_the_best_is_known(pairs, tmp_path):
+    nothing = {"steps": 0}
+    config = vre_config(
+        pairs, tmp_path / "out", hq={"steps": 4}, lq=nothing, association=nothing, checkpoint_every=100,
+        validation={"every": 1, "pictures": 3, "best": "hq_l1", "direction": "min"},
+    )  # fmt: skip
+    reports = trained(config, VREStage, tmp_path)
+    assert ["score" in metrics for metrics in reports.metrics] == [True, True, True, False, False, False, False]
+    noted = [json.loads((folder / "state.json").read_text()).get("scores") for folder in reports.kept[:3]]
+    assert [scores["validation/hq_l1"] for scores in noted] == [m["score"] for m in reports.metrics[:3]]
+    wrong = config.model_copy(update={"validation": config.validation.model_copy(update={"best": "psnr"})})
+    with pytest.raises(UserError, match=r"validation\.best: psnr is not measured here; there are hq_l1, lq_l1"):
+        worker(wrong, VREStage, Reports(tmp_path / "wrong")).train(None)
 
 
 # What stages train
@@ -269,7 +379,7 @@ def test_stage_2_trains_lora_adapter_and_head_and_nothing_else(stage1, pairs, tm
     stage = OSDStage(config, CPU, {"runs": {}, "dataset_digest": "d"})
     modules = torch.nn.ModuleDict({"generator": stage.generator, "discriminator": stage.discriminator})
     before = copy.deepcopy(modules.state_dict())
-    Worker(config, stage, CPU, 0, 1, Reports(tmp_path)).train(None)
+    Worker(config, lambda: stage, CPU, 0, 1, Reports(tmp_path)).train(None)
     changed = {name for name, tensor in modules.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all("lora_" in name or "adapter." in name or "discriminator.head" in name for name in changed)
@@ -279,8 +389,8 @@ def test_stage_2_trains_lora_adapter_and_head_and_nothing_else(stage1, pairs, tm
 def test_dictionary_phases_train_their_own_branch_alone(pairs, tmp_path):
     config = vre_config(pairs, tmp_path / "out", lq={"steps": 0}, association={"steps": 0})
     stage = VREStage(config, CPU, {})
-    before = copy.deepcopy(stage.state())
-    Worker(config, stage, CPU, 0, 1, Reports(tmp_path)).train(None)
+    before = {name: tensor.detach().clone() for name, tensor in stage.state().items()}
+    Worker(config, lambda: stage, CPU, 0, 1, Reports(tmp_path)).train(None)
     changed = {name.split(".")[1] for name, tensor in stage.state().items() if not torch.equal(tensor, before[name])}
     assert changed == {"hq"}
 
@@ -289,6 +399,6 @@ def test_an_lq_dictionary_may_start_from_the_hq_one(pairs, tmp_path):
     nothing = {"steps": 0}
     config = vre_config(pairs, tmp_path / "out", hq={"steps": 1}, lq=nothing, association=nothing, lq_from="hq")
     stage = VREStage(config, CPU, {})
-    Worker(config, stage, CPU, 0, 1, Reports(tmp_path)).train(None)
+    Worker(config, lambda: stage, CPU, 0, 1, Reports(tmp_path)).train(None)
     lq = stage.autoencoders["lq"].state_dict()
     assert all(torch.equal(tensor, lq[name]) for name, tensor in stage.autoencoders["hq"].state_dict().items())
