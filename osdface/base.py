@@ -33,7 +33,8 @@ def new_base(preset: Preset) -> Base:
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Base:
     """Read a diffusers folder; its own config.json files decide the architecture. Safetensors only.
 
-    Raises UserError naming the part that is missing or cannot be read.
+    Where torch's default device is `meta`, names and shapes alone. Raises UserError naming the part that is missing or
+    cannot be read.
     """
     check_base(folder)
     try:
@@ -50,15 +51,19 @@ def empty_unet(folder: Path) -> UNet2DConditionModel:
     """
     check_base(folder)
     try:
-        config = UNet2DConditionModel.load_config(folder / "unet", local_files_only=True)
         with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
+            return load_part(folder, "unet", torch.float32)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'unet'}: cannot be read as a UNet: {str(error).splitlines()[0]}") from error
 
 
 def load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """One of PARTS of a base folder, its float32 tensors mapped from the file until they are written to."""
+    """One of PARTS of a base folder, its float32 tensors mapped from the file until they are written to.
+
+    Where torch's default device is `meta`, names and shapes alone.
+    """
+    if torch.get_default_device().type == "meta":
+        return PARTS[part].from_config(PARTS[part].load_config(folder / part, local_files_only=True))
     model, found = PARTS[part].from_pretrained(
         folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True,
         output_loading_info=True,

@@ -100,9 +100,9 @@ class DlibIdentity(IdentityNetwork):
                 weight, bias = layer.parameters()
                 values = reader.tensor("con_4", weight.numel() + bias.numel())
                 gamma, beta = reader.tensor("affine_", 2 * len(bias)).chunk(2)
-                weight.data = values[: weight.numel()].reshape(weight.shape) * gamma[:, None, None, None]
-                bias.data = values[weight.numel() :] * gamma + beta
-        self.fc.data = reader.tensor("fc_2", *self.fc.shape)
+                weight.data.copy_(values[: weight.numel()].reshape(weight.shape) * gamma[:, None, None, None])
+                bias.data.copy_(values[weight.numel() :] * gamma + beta)
+        self.fc.data.copy_(reader.tensor("fc_2", *self.fc.shape))
 
 
 class _Reader:

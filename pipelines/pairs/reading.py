@@ -67,18 +67,19 @@ class PairDataset:
         name, group, row = self.rows[index]
         stored = self._group(name, group)[row]
         pictures = self.originals.pictures(stored)
-        return {"key": stored["key"], "hq": _tensor(pictures.target), "lq": _tensor(pictures.lq)}
+        return {"key": stored["key"], "hq": as_tensor(pictures.target), "lq": as_tensor(pictures.lq)}
 
     def batch(self, indices: Iterable[int]) -> dict[str, Any]:
         """Rows stacked: {"key": list of str, "hq": tensor, "lq": tensor}, the tensors (B, 3, H, W) in [-1, 1]."""
         import torch
 
         items = [self[index] for index in indices]
-        stacked = {name: torch.stack([item[name] for item in items]) for name in ("hq", "lq")}
+        stacked = {name: torch.stack([item[name] for item in items]) for name in items[0] if name != "key"}
         return {"key": [item["key"] for item in items], **stacked}
 
 
-def _tensor(image: np.ndarray) -> "Tensor":
+def as_tensor(image: np.ndarray) -> "Tensor":
+    """(H, W, 3) uint8 -> float32 (3, H, W) in [-1, 1]."""
     import torch
 
     return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
