@@ -24,16 +24,16 @@ from pipelines import cluster, runs, tracking
 from pipelines.pairs.manifest import Manifest, checked_manifest
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
-from pipelines.training import TrainConfig, alone, checks
+from pipelines.training import Progress, TrainConfig, alone, checks
 from pipelines.training.checkpoints import OUTPUT
-from pipelines.training.worker import Progress, Worker
+from pipelines.training.worker import Worker
 
 RECEIPT = "training.json"  # beside every output: what run made it from what
 FORMAT = 1  # of that note
 # What weights do not depend on, nor so what a run is called: a run may go on with others of these.
 APART = (
     "data", "out", "cpus_per_worker", "threads", "readers", "zero_stage", "offload", "export", "checkpoint_every",
-    "log_every", "max_failures",
+    "log_every", "cache", "latents", "max_failures",
 )  # fmt: skip
 SHARES = ("workers", "accumulation")  # as well, where losses are means over rows
 
@@ -124,6 +124,7 @@ def launch(
         cluster.connect(address, None)
         cluster.require_cpus(config.workers * config.cpus_per_worker)
         _require_gpus(config.workers * config.gpus_per_worker)
+    config = config.prepared(progress, address)
     begun = tracking.run(stage, name, resolved(config), manifest, config.folder, parents, known.get("run_id"))
     with begun as run:
         remembered = {"run_id": run.id, "stage": stage, "digest": planned.digest, "identity": planned.identity}

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface import bundle, identity, presets, prompts
-from osdface.base import Base, check_architecture, load_base
+from osdface.base import Base, check_architecture, load_base, load_part
 from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
 from osdface.discriminators import LatentDiscriminator, LatentOptions
@@ -23,10 +23,14 @@ from osdface.losses.identity import identity_loss
 from osdface.losses.perceptual import FeatureChoice, Grey, Kind, PerceptualDistance
 from osdface.presets import VISUAL_PROMPTS
 from osdface.prompts import PromptChoice, read_embedder
+from osdface.prompts.protocol import Embedder
+from pipelines import latents
+from pipelines.latents import CachedPairs
+from pipelines.pairs.reading import PairDataset
 from pipelines.report import sheet_of_tensors
 from pipelines.tracking import git_revision
 from pipelines.train_vre import load_vre
-from pipelines.training import Duration, Metrics, Optimizer, Phase, Step, TrainConfig, frozen
+from pipelines.training import Duration, Metrics, Optimizer, Phase, Progress, Step, TrainConfig, frozen
 
 
 class OSDLosses(Strict):
@@ -61,7 +65,8 @@ class OSDConfig(TrainConfig):
     """Configuration of `osdface train osd`.
 
     init: a bundle whose LoRA, adapter, prompts and base training starts from; then neither base nor vre is given.
-    identity_network: "auto" is an ArcFace if its file is there, as in the paper, else dlib's network.
+    identity_network: "auto" is an ArcFace if its file is there, as in the paper, else dlib's network. cache: "latents"
+    computes what the frozen encoders make of every pair once, before training; latents: where, which is found then.
     """
 
     base: Path | None = None
@@ -76,6 +81,8 @@ class OSDConfig(TrainConfig):
     identity_network: str = "auto"
     adversarial: Adversarial = Adversarial()
     latent: LatentChoice = "sample"  # of the LQ picture; the published program samples
+    cache: Literal["none", "latents"] = "none"
+    latents: str | None = None
 
     def settled(self) -> "OSDConfig":
         """With the features and the identity network by name."""
@@ -121,6 +128,38 @@ class OSDConfig(TrainConfig):
             needs = "need a trained VRE: give --vre" if visual else "look at no picture: leave out --vre"
             raise UsageError(f"prompts of kind '{self.prompt.kind}' {needs}")
 
+    def prepared(self, progress: Progress | None, address: str | None) -> "OSDConfig":
+        if self.cache == "none":
+            return self
+        place = latents.make(self, functools.partial(_encoders, self), progress, address)
+        return self.model_copy(update={"latents": place})
+
+    def pairs(self, split: str) -> PairDataset:
+        return CachedPairs(self.folder, split, self.latents) if self.latents else super().pairs(split)
+
+    @property
+    def base_folder(self) -> Path:
+        """Of the base that training starts from."""
+        return bundle.base_folder(self.init, bundle.read_config(self.init)) if self.init else self.base or Path()
+
+
+def _encoders(config: OSDConfig) -> latents.Encoders:
+    """The frozen parts that see a picture."""
+    if config.init:
+        generator = bundle.load_trainable(config.init)[1]
+        return latents.Encoders(generator.vae, generator.embedder)
+    width = check_architecture(config.base_folder)
+    vae = load_part(config.base_folder, "vae", torch.float32)
+    return latents.Encoders(vae.requires_grad_(False), _embedder(config, width).requires_grad_(False))
+
+
+def _embedder(config: OSDConfig, width: int) -> Embedder:
+    """The frozen part of the configuration's prompts, `width` wide."""
+    preset = presets.preset(config.preset)
+    autoencoder = load_vre(config.vre, preset) if config.vre else None
+    shape = autoencoder.shape if autoencoder else preset.vre
+    return read_embedder(config.prompt, shape, width, autoencoder)
+
 
 def _networks(config: OSDConfig) -> tuple[PerceptualDistance | None, identity.IdentityNetwork | None]:
     """The frozen networks of a settled configuration's losses; None where a loss is off."""
@@ -140,10 +179,8 @@ class OSDStage:
     def __init__(self, config: OSDConfig, device: torch.device, origin: dict[str, Any]):
         self.config, self.origin = config.settled(), origin
         preset = presets.preset(config.preset)
-        start = bundle.read_config(config.init) if config.init else None
-        self.base_folder = bundle.base_folder(config.init, start) if config.init and start else Path(config.base or "")
-        self.seed = start.seed if start else config.seed  # of the generator before any training
-        base = load_base(self.base_folder)
+        self.seed = bundle.read_config(config.init).seed if config.init else config.seed  # before any training
+        base = load_base(config.base_folder)
         self.discriminator = LatentDiscriminator(
             base.unet, preset.latent_discriminator, config.seed, config.adversarial
         ).to(device)
@@ -166,11 +203,9 @@ class OSDStage:
                     f"preset and prompt.kind to these (they are '{config.preset}' and '{config.prompt.kind}')"
                 )
             return generator
-        autoencoder = load_vre(config.vre, preset) if config.vre else None
-        shape = autoencoder.shape if autoencoder else preset.vre
+        embedder = _embedder(config, base.unet.config.cross_attention_dim)
+        shape = getattr(embedder, "shape", preset.vre)  # with the input of the VRE that was trained
         preset = preset.model_copy(update={"prompt": config.prompt.kind, "vre": shape})
-        width = base.unet.config.cross_attention_dim
-        embedder = read_embedder(config.prompt, preset.vre, width, autoencoder)
         return OneStepGenerator.from_parts(preset, base, embedder, config.seed)
 
     def state(self) -> dict[str, Tensor]:
@@ -215,13 +250,11 @@ class OSDStage:
         }
 
     def _known(self, step: Step) -> tuple[Tensor | None, ...]:
-        """Noise where the latent is sampled; or codes and latent from a cache, which the generator need not compute."""
+        """What the generator gets beside pictures: noise where the latent is sampled; codes and latent of a cache."""
         batch, sampled = step.batch, self.config.latent == "sample"
         noise = step.draw(torch.randn, self.generator.latent_shape(batch["lq"])) if sampled else None
-        if "lq_mean" not in batch:
-            return (noise,)
-        z = batch["lq_mean"] if noise is None else batch["lq_mean"] + batch["lq_std"] * noise.to(batch["lq_mean"])
-        return None, batch.get("codes"), z
+        known = latents.given(batch, noise)
+        return (None, known["codes"], known["z"]) if known else (noise,)
 
     def _compared(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The terms of eq. 12 that compare pictures, by their names in `losses`."""
@@ -265,6 +298,6 @@ class OSDStage:
         init = bundle.digest(self.config.init) if self.config.init else None
         provenance = bundle.Provenance(**self.origin, git_revision=git_revision(), init=init)
         bundle.save(
-            self.generator, folder, preset=self.config.preset, seed=self.seed, base=self.base_folder,
+            self.generator, folder, preset=self.config.preset, seed=self.seed, base=self.config.base_folder,
             provenance=provenance,
         )  # fmt: skip

@@ -134,8 +134,8 @@ def _train(
 
 
 def _dry_run(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], address: str | None) -> dict:
-    """The configuration as it would be, how many steps it takes, and the run that it would go on with."""
-    from pipelines import runs
+    """The configuration as it would be, its steps, the memory of a worker, and the run that it would go on with."""
+    from pipelines import memory, runs
     from pipelines.launch import plan
 
     planned = plan(stage, settings, inputs, address)
@@ -144,5 +144,10 @@ def _dry_run(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], add
     console.say(yaml.safe_dump(config, sort_keys=False).rstrip())
     shown: dict[str, Any] = {f"{phase} steps": steps for phase, steps in planned.steps.items()}
     shown |= {"micro-batch": planned.config.micro_batch, "run": f"{name} ({'goes on' if known else 'new'})"}
-    console.table(shown)
-    return {"config": config, "steps": planned.steps, "run": name, "resumes": bool(known), "digest": planned.digest}
+    needed = memory.estimate(stage, planned.config)
+    shown |= {f"GiB, {part}": round(count / 2**30, 3) for part, count in needed.device.items()}
+    shown |= {f"GiB of the host, {part}": round(count / 2**30, 3) for part, count in needed.host.items()}
+    console.table(shown | {"GiB of a worker": round(needed.total / 2**30, 2)})
+    if warning := memory.warning(needed, planned.config):
+        console.say(warning)
+    return {"memory": {"device": needed.device, "host": needed.host}} | {"config": config, "steps": planned.steps, "run": name, "resumes": bool(known), "digest": planned.digest}

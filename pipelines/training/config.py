@@ -1,6 +1,7 @@
 """What every stage's configuration has: data, machines, precision, optimizers, durations, validation."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,10 @@ from torch import nn
 
 from osdface.config import Strict
 from pipelines.pairs.manifest import Location
+from pipelines.pairs.reading import PairDataset
 from pipelines.synthesize.config import Virtual
+
+Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, values
 
 
 class Duration(Strict):
@@ -128,6 +132,14 @@ class TrainConfig(Strict):
 
         Raises UserError or MissingWeights naming the file that is missing, damaged, or of another network.
         """
+
+    def prepared(self, progress: Progress | None, address: str | None) -> "TrainConfig":
+        """With what is computed once before training made, or found, and its place noted; default: nothing is."""
+        return self
+
+    def pairs(self, split: str) -> PairDataset:
+        """The pairs that training reads."""
+        return PairDataset(self.folder, split)
 
     def undivided(self) -> list[str]:
         """Options by which a step's result depends on how its batch is shared over workers and micro-batches.

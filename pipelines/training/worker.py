@@ -18,12 +18,11 @@ from pipelines.pairs.reading import PairDataset, ShuffledBatches, ahead
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Snapshot
 from pipelines.training.checks import refuse_infinite, refuse_nan
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import Progress, TrainConfig
 from pipelines.training.engines import Engine
 from pipelines.training.meter import Meter, averaged
 from pipelines.training.stage import Metrics, Phase, Stage, Step
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
 DRAWN = 8  # pictures of a drawing at most
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +45,7 @@ class Worker:
     averages: dict[str, Tensor] = field(init=False, default_factory=dict)  # "ema/NAME" as of the last snapshot
 
     def __post_init__(self) -> None:
-        self.data, self.validation = PairDataset(self.config.folder, "train"), PairDataset(self.config.folder, "val")
+        self.data, self.validation = self.config.pairs("train"), PairDataset(self.config.folder, "val")
 
     def train(self, checkpoint: Path | None) -> None:
         """Go on from the checkpoint, through every phase to the stage's output, which the last checkpoint holds."""

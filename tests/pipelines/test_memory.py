@@ -24,7 +24,7 @@ GIB = 2**30
 FACTOR = 2.0  # of a CPU's peak: its convolutions keep copies of weights and pictures, and its allocator freed memory
 ADAM = {"name": "adamw", "lr": 1e-3}
 VRE = {name: {"steps": 1} for name in ("hq", "lq", "association")} | {"optimizer": ADAM, "losses": {"perceptual": 0}}
-OSD_LOSSES = {"mse": 1.0, "ea_dists": 0, "identity": 0, "adversarial": 0.1}
+OSD_LOSSES = {"mse": 1.0, "perceptual": 0, "identity": 0, "adversarial": 0.1}
 OSD = {"duration": {"steps": 1}, "generator": ADAM, "discriminator": ADAM, "losses": OSD_LOSSES}
 
 # A worker's process: the stage, then two steps of its last phase; prints the growth of its peak.

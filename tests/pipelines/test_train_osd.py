@@ -232,3 +232,21 @@ def test_auto_is_settled_by_what_is_here(parts, tmp_path, monkeypatch):
     assert settled.weights() == ["dlib_identity"]
     assert json.loads(settled.model_dump_json())["perceptual"]["kind"] == "ea_dists"
     assert PromptChoice().kind == "vre"
+
+
+def test_a_training_from_a_cache_ends_with_the_same_weights(parts, pairs, home):
+    from safetensors.torch import load_file
+
+    from pipelines.launch import launch
+
+    tensors, sgd = [], {"name": "sgd", "lr": 0.1}  # Adam divides by gradients that are nearly nothing
+    for cache in ("none", "latents"):
+        settings = config(
+            parts, data=pairs, out=home / cache, cache=cache, workers=0, seed=3, batch_size=4, latent="sample",
+            losses={"perceptual": 0, "identity": 0}, generator=sgd, discriminator=sgd,
+        )  # fmt: skip
+        out = launch("osd", settings, {}, resume="never").out
+        tensors.append(load_file(out / bundle.LORA) | load_file(out / bundle.ADAPTER))
+    assert any((home / "latents").iterdir())
+    for name, tensor in tensors[0].items():
+        assert (tensor - tensors[1][name]).abs().max() < 1e-6, name
