@@ -222,7 +222,7 @@ def _explain(name: str, error: Exception) -> UserError:
             cause = cause.__cause__ or getattr(cause, "cause", None)
         if cause is not None:
             return cause
-    last = str(causes[0]).strip().splitlines()[-1]
+    last = str(causes[0]).strip().splitlines()[-1].partition(". ")[0]
     return UserError(f"{name}: training stopped ({last}); the same command again continues from its last checkpoint")
 
 

@@ -192,9 +192,9 @@ def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog, mo
     assert f"4 records of run {run.id} are lost" in caplog.records[-1].message  # with the run's end
 
 
-def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, begin, mlflow_home, monkeypatch, caplog):
+def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, begin, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "PAUSE", 0.2)
-    with begin() as run:
+    with caplog.at_level(logging.INFO, "werkzeug"), begin() as run:
         mine = tracking.attach(run.id, "http://127.0.0.1:1")
         mine.metrics({"loss": 3.0}, 0)
         mine.image("sheets/a.png", np.zeros((4, 4, 3), np.uint8))
@@ -205,7 +205,10 @@ def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, beg
         mine.close()
         history = client().get_metric_history(run.id, "loss")
         assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
-    assert len(list((mlflow_home / "served").rglob("sheets/a.png"))) == 1
+    taken = [record.getMessage() for record in caplog.records if "sheets/a.png" in record.getMessage()]
+    assert len(taken) == 1
+    assert "PUT" in taken[0]
+    assert "200" in taken[0]
     assert not [record for record in caplog.records if "lost" in record.message]
 
 
