@@ -130,7 +130,7 @@ def test_two_ranks_train_what_one_does_where_all_is_taken_over_ranks(tmp_path):
         assert all(torch.equal(state[name], other[name]) for name in weights)
     alone, measured = trained(exact)
     for name, tensor in alone.state().items():
-        torch.testing.assert_close(states[0][name], tensor.detach(), rtol=2e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(states[0][name], tensor.detach(), rtol=5e-6, atol=5e-6, msg=name)
     for two, one in zip(metrics[0], measured, strict=True):
         for name in ("hq_perplexity", "lq_codes_used", "hq_dead_codes", "hq_adaptive_weight", "association"):
             assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4), name
