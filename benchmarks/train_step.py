@@ -320,7 +320,9 @@ def main() -> int:
     return 0 if all(map(good, races)) else 1
 
 
-_MAKE = f"import sys; from pathlib import Path; from {MODULE} import inputs; inputs(Path(sys.argv[1]), int(sys.argv[2]))"
+_MAKE = (
+    f"import sys; from pathlib import Path; from {MODULE} import inputs; inputs(Path(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,9 @@ def _encoded(
     for start in range(0, len(rows), TOGETHER):
         pictures = [originals.pictures(row) for row in rows[start : start + TOGETHER]]
         sides = ([of.target for of in pictures], [of.lq for of in pictures])
-        parts.append(encoders.tensors(*(torch.stack([as_tensor(image) for image in side]).to(device) for side in sides)))
+        parts.append(
+            encoders.tensors(*(torch.stack([as_tensor(image) for image in side]).to(device) for side in sides))
+        )
     return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in TENSORS}
 
 
