@@ -188,7 +188,7 @@ class _Engine:
 
     def backward(self, loss: Tensor) -> None:
         self.kept.look()
-        loss.backward()
+        torch.autograd.backward(loss)  # loss.backward() would leave _Attention meanwhile
 
     def step(self) -> None:
         for parameter in self.module.parameters():
