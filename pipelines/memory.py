@@ -6,6 +6,7 @@ counted as they come and go. Not counted: a GPU's context, workspaces of convolu
 
 import contextlib
 import pkgutil
+import unittest.mock
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from osdface import presets
@@ -159,20 +159,21 @@ BLIND: dict[Any, Callable[..., Any]] = {  # operators whose result depends on va
 }
 
 
-class _Attention(TorchFunctionMode):
-    """Attention without its matrix, as CPUs and GPUs compute it where there are heads; the meta device would not."""
+_attention = F.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        fused = func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None
-        if not fused or len(args) != 3 or args[0].ndim != 4:
-            return func(*args, **kwargs)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Attention without its matrix, as CPUs and GPUs compute it where there are heads; the meta device would not."""
+    if attn_mask is not None or query.ndim != 4 or not query.is_meta:
+        return _attention(query, key, value, attn_mask, **options)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
 
 @contextlib.contextmanager
 def _counting() -> Iterator[Live]:
-    with warnings.catch_warnings(), _Attention(), Live() as live:
+    # Not by a mode: those rest during a backward pass, which computes checkpointed activations again.
+    fused = unittest.mock.patch.object(F, "scaled_dot_product_attention", _fused)
+    with warnings.catch_warnings(), fused, Live() as live:
         warnings.simplefilter("ignore")  # that weights from files do not arrive
         yield live
 

@@ -151,6 +151,20 @@ def test_activations_grow_with_the_micro_batch_alone(tiny):
     assert shared.total < eight.total
 
 
+def test_activations_that_are_computed_again_are_not_kept(tiny, monkeypatch):
+    from pipelines.train_osd import OSDStage
+
+    whole = memory.estimate("osd", configuration("osd", tiny))
+    begin = OSDStage.__init__
+    monkeypatch.setattr(
+        OSDStage, "__init__", lambda self, *of: (begin(self, *of), self.generator.enable_gradient_checkpointing())[0]
+    )
+    again = memory.estimate("osd", configuration("osd", tiny))
+    kept = "activations of 4 pictures"
+    assert again.device[kept] < whole.device[kept] / 2
+    assert again.device[kept] + again.device["largest transient"] < whole.device[kept]
+
+
 def test_what_zero_divides_and_what_it_does_not(tiny):
     parts = {
         zero: memory.estimate("vre", configuration("vre", tiny, zero_stage=zero, workers=4, ema=0.99)).device
