@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import numpy as np
 
 from osdface import bundle, detectors
@@ -26,6 +25,8 @@ class RestoredPicture(NamedTuple):
 
 def at_endpoint(picture: Path, url: str, faces: FaceMode) -> RestoredPicture:
     """Restore at an endpoint. Raises UserError with the endpoint's own words if it refuses the picture."""
+    import httpx  # which only `osdface[serve]` brings
+
     data = _bytes(picture)
     try:
         answer = httpx.post(f"{url.rstrip('/')}/v1/restore", params={"faces": faces}, content=data, timeout=TIMEOUT)
