@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from osdface.imagefile import MAX_PIXELS, ImageError, open_header
+from osdface.imagefile import ImageError, open_header
 
+MAX_PIXELS = 175_000_000  # a camera of 150 million; from 179 on Pillow takes a picture for a bomb
 # What an EXIF block says about the pixels of the file that it came from, and where they lie in it: no longer true.
 STALE = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347,
          513, 514, 700, 34675}  # fmt: skip

@@ -19,10 +19,10 @@ import numpy as np
 from osdface import bundle, config, detectors, files, photograph, picturefile, pictureout
 from osdface.config import Strict
 from osdface.errors import UserError
-from osdface.imagefile import MAX_PIXELS, ImageError
+from osdface.imagefile import ImageError
 from osdface.modes import Dtype, Execution, Wishes
 from osdface.photograph import Plan
-from osdface.picturefile import Picture
+from osdface.picturefile import MAX_PIXELS, Picture
 from pipelines import sources
 
 if TYPE_CHECKING:
