@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -363,6 +365,45 @@ def test_a_picture_that_is_none_is_one_sentence(run, tmp_path, data, words):
     assert words in told["error"]
     assert "Traceback" not in said
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_picture_that_one_pass_cannot_take_is_refused(run, tmp_path):
+    Image.new("RGB", (4000, 2001)).save(tmp_path / "in.png")
+    code, _, told = run(tmp_path / "in.png", "--out", tmp_path / "out.png", "--faces", "whole")
+    assert code == 1
+    assert "in.png: 4000x2001 is more than one pass takes, 8000000 pixels" in told["error"]
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from jobs import console
+from jobs.cli import app
+code = console.run(app, sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("width", "height"), [(45_000, 2_240), (11_648, 8_736)])
+def test_a_hundred_megapixels_in_bounded_memory(width, height, t1, bundle_folder, environment, tmp_path):
+    """All faces at both ends, in what the libraries, four copies of the picture and a search take."""
+    panorama = np.full((height, width, 3), 128, np.uint8)
+    for left in (100, width - t1.shape[1] - 100):
+        panorama[100 : 100 + t1.shape[0], left : left + t1.shape[1]] = t1
+    Image.fromarray(panorama).save(tmp_path / "in.jpg", quality=92)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, "restore", tmp_path / "in.jpg", "--out", tmp_path / "out.jpg", "--json",
+         "--model", bundle_folder],
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told, peak = done.stdout.splitlines()
+    assert len(json.loads(told)["pictures"][0]["faces"]) == 12
+    assert int(peak) * 1024 < 1.5 * 2**30 + 4 * panorama.nbytes
+    with Image.open(tmp_path / "out.jpg") as made:
+        assert made.size == (width, height)
 
 
 def test_over_ray_data_the_same(ray_session, source, bundle_folder, tmp_path):
