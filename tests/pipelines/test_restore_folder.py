@@ -189,6 +189,15 @@ def test_a_page_with_a_slider_that_needs_nothing_else(run, source, tmp_path):
     assert read_image((tmp_path / "both" / "a.png.png").read_bytes()).shape[1] > 2 * 340
 
 
+def test_what_is_too_large_to_compare_is_named_on_the_page(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.comparing.MAX_PIXELS", 340 * 300)
+    code, _, _ = run(source, "--out", tmp_path / "out", "--compare", tmp_path / "both", "--upscale", "2")
+    assert code == 0
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count('type="range"') == 0
+    assert "not compared: a.png (680x600 is more than 102000 pixels), sub/b.png" in page
+
+
 def test_one_picture_into_a_folder_with_a_page(run, source, tmp_path):
     code, _, told = run(source / "a.png", "--out", tmp_path / "new", "--compare", tmp_path / "both")
     assert code == 0
@@ -404,6 +413,14 @@ def test_a_hundred_megapixels_in_bounded_memory(width, height, t1, bundle_folder
     assert int(peak) * 1024 < 1.5 * 2**30 + 4 * panorama.nbytes
     with Image.open(tmp_path / "out.jpg") as made:
         assert made.size == (width, height)
+
+
+def test_a_cluster_is_used_wholly_and_a_cpu_left_for_reading():
+    from pipelines.restore_cluster import Shape
+
+    assert Shape.of([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}]) == (6, 1, 1)
+    assert Shape.of([{"CPU": 8.0}, {"CPU": 16.0}, {"CPU": 0.0}, {}]) == (2, 7, 0)
+    assert Shape.of([{"CPU": 1.0}]) == (1, 1, 0)
 
 
 def test_over_ray_data_the_same(ray_session, source, bundle_folder, tmp_path):
