@@ -55,7 +55,7 @@ class Order(Strict):
 
     def digest(self) -> str:
         """Changes with anything that changes what is made of a picture."""
-        told = self.model_dump(mode="json", exclude={"model"})
+        told = self.model_dump(mode="json", exclude={"model", "max_pixels"})
         return config.digest(told | {"bundle": bundle.digest(self.model)})
 
 

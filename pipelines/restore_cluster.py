@@ -33,9 +33,9 @@ class Actor:
 
 
 class Shape(NamedTuple):
-    """How many actors a cluster holds, and what each takes: a GPU, or else the CPUs of a machine but one, for reading.
+    """How many actors a cluster holds, and what each takes: a GPU, or else the CPUs of the smallest machine but one.
 
-    Where there are no GPUs, machines have as many actors as the smallest of them allows.
+    That one is for reading; there is then an actor for each machine.
     """
 
     actors: int

@@ -131,6 +131,20 @@ def test_a_face_cut_by_the_border_is_aligned_and_pasted(photographs, found):
     np.testing.assert_array_equal(pasted[~within], image[~within])
 
 
+@pytest.mark.parametrize("apart", [0, 6, -6])
+def test_a_face_in_profile_stands_upright_at_its_size(photographs, apart):
+    """Both eyes nearly in one place, a third as far from the nose's base as it is deep, to either side."""
+    image = photographs["t1"]
+    landmarks = np.array([[640.0, 400.0], [640 + apart, 400], [665 if apart >= 0 else 615, 460]])
+    crop, matrix = align(image, Face((580, 360, 700, 500), 1.0, landmarks), 128)
+    assert crop.shape == (128, 128, 3)
+    turned = np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))
+    assert abs(turned) < 45
+    assert 0.2 < np.hypot(*matrix[:, 0]) < 1
+    pasted = paste(image, np.full_like(crop, 255), matrix)
+    assert 0 < (pasted != image).any(-1).mean() < 0.25
+
+
 def test_a_crop_far_from_the_photograph_changes_nothing(photographs):
     image = photographs["astronaut"]
     crop = np.zeros((64, 64, 3), np.uint8)
