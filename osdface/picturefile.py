@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from osdface.imagefile import MAX_PIXELS, ImageError, open_header
+from osdface.imagefile import ImageError, open_header
 
+MAX_PIXELS = 175_000_000  # a camera of 150 million; from 179 on Pillow takes a picture for a bomb
 # What an EXIF block says about the pixels of the file that it came from, and where they lie in it: no longer true.
 STALE = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347,
          513, 514, 700, 34675}  # fmt: skip
 XMP = "XML:com.adobe.xmp"  # the PNG text that holds it
+IPTC = 0x0404  # the resource of Photoshop's segment that holds titles, authors, places
 STALE_SIZES = (40962, 40963)
 # The same of XMP: an orientation, and thumbnails.
 STALE_XMP = re.compile(
@@ -28,7 +30,8 @@ STALE_XMP = re.compile(
 class Picture(NamedTuple):
     """colours: (H, W, 3) RGB, uint8 or uint16, upright. alpha: (H, W) of the same type. grey: goes back as grey.
 
-    metadata: icc_profile, exif, xmp (bytes), dpi, text (of a PNG), where the file has them. format: Pillow's name.
+    metadata: icc_profile, exif, xmp (bytes), dpi, text (of a PNG), comment and iptc (of a JPEG), where the file has
+    them. format: Pillow's name.
     """
 
     colours: np.ndarray
@@ -77,6 +80,9 @@ def _metadata(image: Image.Image) -> dict[str, Any]:
         kept["dpi"] = tuple(float(side) for side in image.info["dpi"])
     if image.format == "PNG":
         kept["text"] = {key: str(value) for key, value in image.info.items() if isinstance(value, str) and key != XMP}
+    if image.format in ("JPEG", "MPO"):
+        kept["comment"] = image.info.get("comment")
+        kept["iptc"] = image.info.get("photoshop", {}).get(IPTC)  # not its other resources: thumbnails, paths, layers
     return {name: value for name, value in kept.items() if value}
 
 

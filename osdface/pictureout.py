@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from osdface.errors import UserError
 from osdface.photograph import in_8_bits
-from osdface.picturefile import XMP, Picture
+from osdface.picturefile import IPTC, XMP, Picture
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 QUALITY = 95  # of JPEG and WebP
@@ -85,13 +85,24 @@ def _options(metadata: dict[str, Any], format: str) -> dict[str, Any]:
         options["xmp"] = xmp
     if format in ("JPEG", "WEBP"):
         options["quality"] = QUALITY
-    elif format == "PNG":
+    if format == "JPEG":
+        options |= {name: metadata[name] for name in metadata.keys() & {"comment"}}
+        if "iptc" in metadata:
+            options["extra"] = _photoshop(metadata["iptc"])
+    if format == "PNG":
         options["pnginfo"] = PngInfo()
         for key, text in metadata.get("text", {}).items():
             options["pnginfo"].add_itxt(key, text)
         if xmp:
             options["pnginfo"].add_itxt(XMP, xmp.decode(errors="replace"))
     return options
+
+
+def _photoshop(iptc: bytes) -> bytes:
+    """A JPEG's segment with this resource alone; none where it is too long for one."""
+    resource = struct.pack(">4sH2xI", b"8BIM", IPTC, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+    content = b"Photoshop 3.0\0" + resource
+    return struct.pack(">2sH", b"\xff\xed", len(content) + 2) + content if len(content) < 65_534 else b""
 
 
 def _saved(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:

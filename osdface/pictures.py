@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from osdface.errors import UsageError, UserError
 from osdface.imagefile import read_image, to_rgb
+from osdface.picturefile import MAX_PIXELS
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
 # pil: PIL.Image; np and pt: float32 in [0, 1], (H, W, 3) and (3, H, W), as in diffusers; array: uint8 (H, W, 3).
@@ -27,7 +28,7 @@ def to_array(picture: Picture) -> np.ndarray:
         return np.asarray(to_rgb(ImageOps.exif_transpose(picture)))
     if isinstance(picture, str | os.PathLike):
         try:
-            return read_image(Path(picture).read_bytes(), str(picture))
+            return read_image(Path(picture).read_bytes(), str(picture), MAX_PIXELS)
         except OSError as error:
             raise UserError(f"{picture}: cannot be read ({error.strerror}); give a picture file") from None
     raise UserError(f"a {type(picture).__name__} is no picture; give a PIL image, an array, or a file's path")

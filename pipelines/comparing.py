@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from osdface.imagefile import read_image
+from osdface.imagefile import ImageError, read_image
+from osdface.picturefile import MAX_PIXELS
 from pipelines import photographs, report
 
 SHOWN = 100  # pictures on the page, which holds them all
@@ -40,8 +41,9 @@ FIGURE = """<figure><div class="both"><img alt="after" src="{after}"><img alt="b
 
 
 def read_both(before: bytes, after: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures as uint8 RGB, the first brought to the size of the second."""
-    first, second = read_image(before), read_image(after.read_bytes(), str(after))
+    """Both pictures as uint8 RGB, the first brought to the size of the second. Raises ImageError for too large ones."""
+    first = read_image(before, max_pixels=MAX_PIXELS)
+    second = read_image(after.read_bytes(), str(after), MAX_PIXELS)
     if first.shape != second.shape:
         first = cv2.resize(first, second.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     return first, second
@@ -50,15 +52,23 @@ def read_both(before: bytes, after: Path) -> tuple[np.ndarray, np.ndarray]:
 def write(pictures: Iterable[tuple[str, bytes, Path]], folder: Path) -> Path:
     """A PNG of both for each of (name, the given file's bytes, the restored file), and the page; returns its path.
 
-    The page shows the first hundred. Raises UserError where something cannot be written.
+    The page shows the first hundred, and names those that are too large. Raises UserError where something cannot be
+    written.
     """
-    figures, count = [], 0
+    figures: list[str] = []
+    left, count = [], 0
     for count, (name, before, after) in enumerate(pictures, 1):
-        both = read_both(before, after)
+        try:
+            both = read_both(before, after)
+        except ImageError as error:
+            left.append(f"{name} ({error.reason})")
+            continue
         report.save_png(folder / f"{name}.png", report.side_by_side(*both, TITLES))
-        if count <= SHOWN:
+        if count - len(left) <= SHOWN:
             figures.append(FIGURE.format(name=html.escape(name), before=_embedded(both[0]), after=_embedded(both[1])))
-    told = f"{count} pictures" + (f", the first {SHOWN} shown" if count > SHOWN else "")
+    told = f"{count} pictures" + (f", the first {SHOWN} shown" if count - len(left) > SHOWN else "")
+    if left:
+        told += f"; not compared: {html.escape(', '.join(left))}"
     page = folder / "index.html"
     photographs.write(page, PAGE.format(told=told, figures="".join(figures)).encode())
     return page

@@ -19,10 +19,10 @@ import numpy as np
 from osdface import bundle, config, detectors, files, photograph, picturefile, pictureout
 from osdface.config import Strict
 from osdface.errors import UserError
-from osdface.imagefile import MAX_PIXELS, ImageError
+from osdface.imagefile import ImageError
 from osdface.modes import Dtype, Execution, Wishes
 from osdface.photograph import Plan
-from osdface.picturefile import Picture
+from osdface.picturefile import MAX_PIXELS, Picture
 from pipelines import sources
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2**30  # bytes of a picture file
 TOGETHER = 50_000_000  # pixels of pictures that wait for a batch to fill; one picture may have more
+WHOLE = 8_000_000  # pixels of a picture in one pass: the UNet's attention grows with their square
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no other picture can be written either
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Order(Strict):
 
     def digest(self) -> str:
         """Changes with anything that changes what is made of a picture."""
-        told = self.model_dump(mode="json", exclude={"model"})
+        told = self.model_dump(mode="json", exclude={"model", "max_pixels"})
         return config.digest(told | {"bundle": bundle.digest(self.model)})
 
 
@@ -87,7 +88,8 @@ def load(order: Order) -> "Restorer":
     from osdface.restorer import Restorer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Restorer.load(order.model, device, order.dtype, order.latent, execution=order.execution)
+    restorer = Restorer.load(order.model, device, order.dtype, order.latent, execution=order.execution)
+    return restorer.enable_tiling()  # for whole pictures that are larger than what the base was made for
 
 
 def run(tasks: Iterable[Task], order: Order, restorer: "Restorer", threads: int = 2) -> Iterator[Row]:
@@ -143,6 +145,9 @@ def _open(task: Task, order: Order, size: int) -> Row | Opened:
             return task.earlier | {"resumed": True}
         picture = picturefile.read(data, task.name, order.max_pixels)
         wishes, plan = order.wishes, Plan([], [])
+        height, width = picture.colours.shape[:2]
+        if wishes.faces == "whole" and height != width and height * width > WHOLE:
+            raise ImageError("too_large", f"{width}x{height} is more than one pass takes, {WHOLE} pixels; cut it")
         if wishes.faces != "whole":
             plan = photograph.plan(picture.colours, size, wishes, detectors.detector(wishes.detector))
         return Opened(task, data, picture, plan)

@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from osdface import files
 from osdface.errors import UserError
-from pipelines.pairs.manifest import SHARDS, open_parquet, read_manifest
-from pipelines.pairs.origin import Originals
-from pipelines.pairs.reading import NEEDED
 from pipelines.store import Reference, Store
 
 if TYPE_CHECKING:
@@ -118,6 +115,11 @@ def pairs_preview(folder: Reference, out: Path, count: int = 12) -> None:
 
 def pairs_sheet(folder: Reference, count: int = 12) -> np.ndarray:
     """The sheet that `pairs_preview` writes; a third column where HQ pictures have targets of their own."""
+    # pyarrow, which only `osdface[train]` brings: before and after needs none.
+    from pipelines.pairs.manifest import SHARDS, open_parquet, read_manifest
+    from pipelines.pairs.origin import Originals
+    from pipelines.pairs.reading import NEEDED
+
     store = Store(folder)
     manifest = read_manifest(store)
     shard = next(shard for shard in manifest.shards if shard.rows)

@@ -6,6 +6,7 @@ The cluster's machines see the pictures, the model and --out at the same paths.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ray
 import ray.data
@@ -31,20 +32,42 @@ class Actor:
         return {"row": [json.dumps(row) for row in photographs.run(tasks, self.order, self.restorer)]}
 
 
-def on(address: str, actors: int = 1) -> Run:
+class Shape(NamedTuple):
+    """How many actors a cluster holds, and what each takes: a GPU, or else the CPUs of the smallest machine but one.
+
+    That one is for reading; there is then an actor for each machine.
+    """
+
+    actors: int
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def of(cls, machines: list[dict[str, float]]) -> "Shape":
+        """Of machines with their CPUs and GPUs, as Ray names its resources."""
+        gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+        if gpus:
+            return cls(gpus, 1, 1)
+        cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
+        return cls(len(cpus), max(1, min(cpus, default=1) - 1), 0)
+
+
+def on(address: str) -> Run:
     """Rows of tasks from the Ray cluster at `address`, in any order. Raises UserError as `photographs.run` does."""
 
     def run(tasks: list[Task], order: Order) -> Iterator[Row]:
         cluster.connect(address)
-        cluster.require_cpus(actors)
+        shape = Shape.of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        cluster.require_cpus(max(1, shape.cpus))
         items = [{"task": json.dumps(task, default=str)} for task in tasks]
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= actors else 0
-        rows = ray.data.from_items(items, override_num_blocks=max(1, len(items) // TOGETHER)).map_batches(
+        blocks = -(-len(items) // TOGETHER) or 1
+        rows = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
             Actor,
             batch_size=TOGETHER,
             fn_constructor_args=(order.model_dump_json(),),
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(shape.actors, blocks))),
+            num_cpus=shape.cpus,
+            num_gpus=shape.gpus,
         )
         try:
             for row in rows.iter_rows() if items else ():

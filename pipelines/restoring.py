@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import numpy as np
 
 from osdface import bundle, detectors
@@ -26,6 +25,8 @@ class RestoredPicture(NamedTuple):
 
 def at_endpoint(picture: Path, url: str, faces: FaceMode) -> RestoredPicture:
     """Restore at an endpoint. Raises UserError with the endpoint's own words if it refuses the picture."""
+    import httpx  # which only `osdface[serve]` brings
+
     data = _bytes(picture)
     try:
         answer = httpx.post(f"{url.rstrip('/')}/v1/restore", params={"faces": faces}, content=data, timeout=TIMEOUT)
@@ -79,6 +80,8 @@ def order(model: str, wishes: Wishes, **more: Any) -> Order:
 def compare(source: Path, rows: list[Row], to: Path) -> Path:
     """Write before and after of the pictures that rows tell of, to a .png or a folder with a page. Returns its path."""
     written = [row for row in rows if row["output"]]
+    if any(to.exists() and to.samefile(row["output"]) for row in written):
+        raise UserError(f"{to}: is the restored picture, which --compare would write over; give it another name")
     if to.suffix.lower() == ".png":
         for row in written:  # one, or none
             both = comparing.read_both(_bytes(source), Path(row["output"]))

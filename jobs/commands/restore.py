@@ -60,7 +60,12 @@ def restore(
         faces=faces, numbers=tuple(face), min_face=min_face, largest=largest, strength=strength,
         colour_fix=colour_fix, upscale=upscale, detector=detector,
     )  # fmt: skip
+    for kept in (picture, out):
+        if compare and _same(compare, kept):
+            raise UserError(f"{compare}: would be written over by --compare; give it another name")
     if url:
+        if _same(out, picture):
+            raise UserError(f"{out}: is the picture itself, which would be lost; give another --out")
         if wishes != Wishes(faces=faces) or address:
             raise UsageError("--url takes --faces, --out and --compare alone: the rest is for a model here")
         return _at_endpoint(picture, out, url, faces, compare)
@@ -70,9 +75,6 @@ def restore(
     many = picture.is_dir() or picture.suffix.lower() in ARCHIVES
     if compare and many and compare.suffix:
         raise UsageError(f"{compare}: of many pictures, --compare is a folder")
-    for kept in (picture, out):
-        if compare and compare.exists() and kept.exists() and compare.samefile(kept):
-            raise UserError(f"{compare}: would be written over by --compare; give it another name")
     run: restore_folder.Run = restore_folder.here
     if address:
         from pipelines import restore_cluster
@@ -89,6 +91,11 @@ def restore(
     if strict and result.get("failed"):
         raise UserError(f"{result['failed']} of {len(result['pictures'])} pictures failed; {out}/report.csv says why")
     return result
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or folder, or will be."""
+    return one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
 
 
 def _at_endpoint(picture: Path, out: Path, url: str, faces: FaceMode, compare: Path | None) -> dict[str, Any]:

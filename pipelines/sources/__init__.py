@@ -12,7 +12,7 @@ from pydantic import Field
 
 from osdface.config import Strict
 from osdface.errors import UserError
-from pipelines.sources import ffhq, lists, parquets, places, tars, webdataset, zips
+from pipelines.sources import ffhq, lists, places, tars, webdataset, zips
 from pipelines.sources.places import Entry, Place, escaped, locate, locator, missing
 from pipelines.sources.shards import is_pattern
 
@@ -93,8 +93,14 @@ def read(at: str, limit: int) -> bytes:
     return READERS[kind](Place(root, path), *where, limit)
 
 
+def _row(*where: Any) -> bytes:
+    from pipelines.sources import parquets  # pyarrow, which only `osdface[train]` brings
+
+    return parquets.row(*where)
+
+
 READERS: dict[str, Callable[..., bytes]] = {
-    "file": places.file, "zip": zips.member, "tar": tars.member, "parquet": parquets.row
+    "file": places.file, "zip": zips.member, "tar": tars.member, "parquet": _row
 }  # fmt: skip
 
 
@@ -104,6 +110,8 @@ def _entries(source: Source, skip: str = "") -> Iterator[Entry]:
     if kind == "webdataset":
         found = webdataset.entries(source.uri)
     elif kind == "parquet":
+        from pipelines.sources import parquets
+
         found = parquets.entries(source.uri, source.column)
     elif not place.kind():
         raise missing(source.uri)

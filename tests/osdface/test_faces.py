@@ -131,6 +131,20 @@ def test_a_face_cut_by_the_border_is_aligned_and_pasted(photographs, found):
     np.testing.assert_array_equal(pasted[~within], image[~within])
 
 
+@pytest.mark.parametrize("apart", [0, 6, -6])
+def test_a_face_in_profile_stands_upright_at_its_size(photographs, apart):
+    """Both eyes nearly in one place, a third as far from the nose's base as it is deep, to either side."""
+    image = photographs["t1"]
+    landmarks = np.array([[640.0, 400.0], [640 + apart, 400], [665 if apart >= 0 else 615, 460]])
+    crop, matrix = align(image, Face((580, 360, 700, 500), 1.0, landmarks), 128)
+    assert crop.shape == (128, 128, 3)
+    turned = np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))
+    assert abs(turned) < 45
+    assert 0.2 < np.hypot(*matrix[:, 0]) < 1
+    pasted = paste(image, np.full_like(crop, 255), matrix)
+    assert 0 < (pasted != image).any(-1).mean() < 0.25
+
+
 def test_a_crop_far_from_the_photograph_changes_nothing(photographs):
     image = photographs["astronaut"]
     crop = np.zeros((64, 64, 3), np.uint8)
@@ -157,11 +171,42 @@ def test_the_detector_never_looks_at_more_than_its_bound(monkeypatch):
             return [], [], []
 
     monkeypatch.setattr(faces, "_dlib", lambda thread: (Recording(), None))
-    for shape in ((9000, 11000, 3), (1000, 3999, 3)):
-        assert DlibFrontal().detect(np.broadcast_to(np.uint8(0), shape)) == []
-    assert seen[0][0] * seen[0][1] <= faces.SEARCHED
-    assert seen[0][1] / seen[0][0] == pytest.approx(11 / 9, rel=0.01)
-    assert seen[1] == (1000, 3999, 3)  # below the bound: as it is
+    assert DlibFrontal().detect(np.broadcast_to(np.uint8(0), (1000, 3999, 3))) == []
+    assert seen == [(1000, 3999, 3)]  # below the bound: as it is
+    assert DlibFrontal().detect(np.broadcast_to(np.uint8(0), (9000, 11000, 3))) == []
+    assert seen[1][1] / seen[1][0] == pytest.approx(11 / 9, rel=0.01)
+    assert len(seen) == 2 + 3 * 4  # then in tiles
+    assert all(height * width <= faces.SEARCHED for height, width, _ in seen)
+
+
+@pytest.mark.parametrize("sides", [(9000, 11000), (300, 60_000), (4000, 4001)])
+def test_tiles_cover_a_picture_and_whatever_is_smaller_than_their_overlap(sides):
+    covered = np.zeros(sides, np.uint8)
+    overlap = faces.FINE * faces.OVERLAP
+    corners = []
+    for left, top, tile in faces.tiles(covered, faces.SEARCHED):
+        tile[:] = 1
+        corners.append((left, top, left + tile.shape[1], top + tile.shape[0]))
+    assert covered.all()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        top, left = (int(rng.integers(0, max(1, side - overlap))) for side in sides)
+        right, bottom = min(left + overlap, sides[1]), min(top + overlap, sides[0])
+        assert any(a <= left and b <= top and right <= c and bottom <= d for a, b, c, d in corners)
+
+
+def test_small_faces_of_a_panorama_are_found_once_each(photographs, found):
+    """Twice the same people in a picture that, shrunk, has them at 29 pixels."""
+    t1 = photographs["t1"]
+    panorama = np.full((t1.shape[0], 8000, 3), 128, np.uint8)
+    places = (300, 6000)
+    for left in places:
+        panorama[:, left : left + t1.shape[1]] = t1
+    seen = DlibFrontal(pixels=500_000).detect(panorama)
+    for left in places:
+        for face in (face for face in found["t1"] if face.box[2] - face.box[0] > 100):
+            same = [one for one in seen if np.abs(one.landmarks - face.landmarks - [left, 0]).max() < 8]
+            assert len(same) == 1
 
 
 def test_missing_landmarks_are_named(monkeypatch, tmp_path):

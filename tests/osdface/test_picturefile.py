@@ -1,6 +1,7 @@
 """What goes into a picture file comes out of it: depth, alpha, profile, metadata."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -136,6 +137,24 @@ def _with_thumbnail(block: Image.Exif, jpeg: bytes) -> bytes:
     link = start + 2 + 12 * int.from_bytes(first[start : start + 2], order)
     first[link : link + 4] = at.to_bytes(4, order)
     return bytes(first) + second + bytes(4) + jpeg
+
+
+def test_comment_and_titles_of_a_jpeg_stay_photoshops_thumbnail_does_not():
+    titles = b"\x1c\x02\x78\x00\x05Hello"
+    resources = b"".join(
+        struct.pack(">4sH2xI", b"8BIM", kind, len(content)) + content + b"\0" * (len(content) % 2)
+        for kind, content in ((0x040C, b"thumbnail"), (pictureout.IPTC, titles))
+    )
+    content = b"Photoshop 3.0\0" + resources
+    data = io.BytesIO()
+    segment = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+    Image.new("RGB", (16, 16)).save(data, "JPEG", comment="words", extra=segment)
+    with Image.open(io.BytesIO(data.getvalue())) as given:
+        assert set(given.info["photoshop"]) == {0x040C, 0x0404}
+    coded = pictureout.encode(picturefile.read(data.getvalue()), ".jpg")
+    with Image.open(io.BytesIO(coded)) as image:
+        assert image.info["photoshop"] == {0x0404: titles}
+        assert image.info["comment"] == b"words"
 
 
 def test_a_profile_of_other_colours_is_left_out():

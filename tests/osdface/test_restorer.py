@@ -122,6 +122,7 @@ def test_every_face_of_a_photograph_is_pasted_back_left_to_right(restorer, t1):
 
 def test_faces_of_several_pictures_share_batches(restorer, passes, t1, monkeypatch):
     pictures = [t1, noise(), t1[:, :640], noise(70, 50)]
+    monkeypatch.setattr(restorer, "batch", 16)
     together = arrays(restorer, pictures)
     counts = [len(result.faces) for result in together]
     assert counts[0] == 6

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -187,6 +189,15 @@ def test_a_page_with_a_slider_that_needs_nothing_else(run, source, tmp_path):
     assert read_image((tmp_path / "both" / "a.png.png").read_bytes()).shape[1] > 2 * 340
 
 
+def test_what_is_too_large_to_compare_is_named_on_the_page(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.comparing.MAX_PIXELS", 340 * 300)
+    code, _, _ = run(source, "--out", tmp_path / "out", "--compare", tmp_path / "both", "--upscale", "2")
+    assert code == 0
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count('type="range"') == 0
+    assert "not compared: a.png (680x600 is more than 102000 pixels), sub/b.png" in page
+
+
 def test_one_picture_into_a_folder_with_a_page(run, source, tmp_path):
     code, _, told = run(source / "a.png", "--out", tmp_path / "new", "--compare", tmp_path / "both")
     assert code == 0
@@ -363,6 +374,53 @@ def test_a_picture_that_is_none_is_one_sentence(run, tmp_path, data, words):
     assert words in told["error"]
     assert "Traceback" not in said
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_picture_that_one_pass_cannot_take_is_refused(run, tmp_path):
+    Image.new("RGB", (4000, 2001)).save(tmp_path / "in.png")
+    code, _, told = run(tmp_path / "in.png", "--out", tmp_path / "out.png", "--faces", "whole")
+    assert code == 1
+    assert "in.png: 4000x2001 is more than one pass takes, 8000000 pixels" in told["error"]
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from jobs import console
+from jobs.cli import app
+code = console.run(app, sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("width", "height"), [(45_000, 2_240), (11_648, 8_736)])
+def test_a_hundred_megapixels_in_bounded_memory(width, height, t1, bundle_folder, environment, tmp_path):
+    """All faces at both ends, in what the libraries, four copies of the picture and a search take."""
+    panorama = np.full((height, width, 3), 128, np.uint8)
+    for left in (100, width - t1.shape[1] - 100):
+        panorama[100 : 100 + t1.shape[0], left : left + t1.shape[1]] = t1
+    Image.fromarray(panorama).save(tmp_path / "in.jpg", quality=92)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, "restore", tmp_path / "in.jpg", "--out", tmp_path / "out.jpg", "--json",
+         "--model", bundle_folder],
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told, peak = done.stdout.splitlines()
+    assert len(json.loads(told)["pictures"][0]["faces"]) == 12
+    assert int(peak) * 1024 < 1.5 * 2**30 + 4 * panorama.nbytes
+    with Image.open(tmp_path / "out.jpg") as made:
+        assert made.size == (width, height)
+
+
+def test_a_cluster_is_used_wholly_and_a_cpu_left_for_reading():
+    from pipelines.restore_cluster import Shape
+
+    assert Shape.of([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}]) == (6, 1, 1)
+    assert Shape.of([{"CPU": 8.0}, {"CPU": 16.0}, {"CPU": 0.0}, {}]) == (2, 7, 0)
+    assert Shape.of([{"CPU": 1.0}]) == (1, 1, 0)
 
 
 def test_over_ray_data_the_same(ray_session, source, bundle_folder, tmp_path):
