@@ -50,7 +50,7 @@ def configuration(stage: str, preset: str, folder: Path) -> TrainConfig:
     if stage == "vre":
         phases = {"hq": once, "lq": {"steps": 0}, "association": {"steps": 0}}
         return VREConfig.model_validate(shared | phases | {"optimizer": OPTIMIZER, "losses": {"perceptual": 0}})
-    losses = {"mse": 1.0, "ea_dists": 0, "identity": 0.1, "adversarial": 0.01}
+    losses = {"mse": 1.0, "perceptual": 0, "identity": 0.1, "adversarial": 0.01}
     both = {"generator": OPTIMIZER, "discriminator": OPTIMIZER, "duration": once, "losses": losses}
     return OSDConfig.model_validate(shared | both | {"base": folder / "base", "vre": folder / "vre"})
 

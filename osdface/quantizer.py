@@ -1,5 +1,6 @@
 """Vector quantisation: the dictionary of section 3.2 (eq. 5 and 6) and its loss (last line of eq. 7)."""
 
+import contextlib
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +28,10 @@ def quantization_loss(z: Tensor, codes: Tensor, beta: float = 0.25, beta_on: Bet
     return codebook + beta * commitment if beta_on == "commitment" else commitment + beta * codebook
 
 
+def _has_autocast(z: Tensor) -> bool:
+    return torch.amp.is_autocast_available(z.device.type) and not z.is_meta
+
+
 class VectorQuantizer(nn.Module):
     """A dictionary of `codes` vectors of `width` elements, U(-1/codes, 1/codes) at first."""
 
@@ -39,7 +44,8 @@ class VectorQuantizer(nn.Module):
         """Squared distances of the positions of z (B, d, h, w) to every code: (B, h*w, codes), in fp32."""
         tokens = z.float().flatten(2).transpose(1, 2)
         codes = self.embedding.weight.float()
-        with torch.autocast(z.device.type, enabled=False):  # half precision takes one code for another
+        exact = torch.autocast(z.device.type, enabled=False) if _has_autocast(z) else contextlib.nullcontext()
+        with exact:  # half precision takes one code for another
             return tokens.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * tokens @ codes.T
 
     def forward(self, z: Tensor, beta: float = 0.25, beta_on: BetaTerm = "commitment") -> Quantized:

@@ -90,6 +90,10 @@ def pair(folder: Reference, key: str) -> np.ndarray:
 
     Raises UserError where no row has it.
     """
+    from pipelines.pairs.manifest import SHARDS, open_parquet, read_manifest  # here: pictures need no pyarrow
+    from pipelines.pairs.origin import Originals
+    from pipelines.pairs.reading import NEEDED
+
     store = Store(folder)
     manifest = read_manifest(store)
     for shard in manifest.shards:

@@ -150,4 +150,10 @@ def _dry_run(stage: str, settings: Any, inputs: dict[str, tuple[Path, str]], add
     console.table(shown | {"GiB of a worker": round(needed.total / 2**30, 2)})
     if warning := memory.warning(needed, planned.config):
         console.say(warning)
-    return {"memory": {"device": needed.device, "host": needed.host}} | {"config": config, "steps": planned.steps, "run": name, "resumes": bool(known), "digest": planned.digest}
+    return {"memory": {"device": needed.device, "host": needed.host}} | {
+        "config": config,
+        "steps": planned.steps,
+        "run": name,
+        "resumes": bool(known),
+        "digest": planned.digest,
+    }
