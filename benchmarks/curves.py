@@ -18,7 +18,7 @@ from benchmarks import record
 ENDS = 50  # steps
 ACCURACY = (0.55, 0.95)
 RECONSTRUCTION = ("mse", "ea_dists", "identity")  # the beginnings of their names
-ALL_LOSSES = ("losses.identity=0.1", "losses.ea_dists=1.0", "losses.features=dlib")
+ALL_LOSSES = ("losses.identity=0.1", "losses.perceptual=1.0", "perceptual.features=dlib")
 Curves = dict[str, list[float]]
 
 
