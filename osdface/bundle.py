@@ -169,6 +169,8 @@ def resolve(ref: str | Path) -> Path:
     """
     if Path(ref).is_dir():
         return Path(ref)
+    if str(ref) == "tiny":
+        raise UserError("model 'tiny': no trained bundle ships with this version; `osdface demo` trains a small one")
     for entry in entry_points(group="osdface.resolvers"):
         try:
             found = entry.load()(str(ref))

@@ -157,3 +157,8 @@ def test_a_base_with_a_part_missing_names_it(trained, tmp_path):
     (base / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match="vae/config.json"):
         load_base(base)
+
+
+def test_the_tiny_bundle_is_said_not_to_ship_yet():
+    with pytest.raises(UserError, match="model 'tiny': no trained bundle ships with this version"):
+        bundle.resolve("tiny")
