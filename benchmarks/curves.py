@@ -18,7 +18,6 @@ from benchmarks import record
 ENDS = 50  # steps
 ACCURACY = (0.55, 0.95)
 RECONSTRUCTION = ("mse", "ea_dists", "identity")  # the beginnings of their names
-ALL_LOSSES = ("losses.identity=0.1", "losses.perceptual=1.0", "perceptual.features=dlib")
 Curves = dict[str, list[float]]
 
 
@@ -106,7 +105,7 @@ def draw(curves: Curves, path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--set", nargs="*", default=list(ALL_LOSSES), help="settings of stage 2")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of stage 2, beside the set tiny's")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "training.png")
     parser.add_argument("--work", type=Path, help="folder of the training, kept; one that is finished is drawn again")
     options = parser.parse_args()

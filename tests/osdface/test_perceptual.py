@@ -104,7 +104,7 @@ def test_over_vgg16_dists_is_pyiqas(vgg16, grey, monkeypatch):
     plain = PerceptualDistance("dists", "vgg16")
     torch.testing.assert_close(plain.distance(a, b), theirs(a, b)[:, 0], atol=1e-5, rtol=1e-4)
     edge_aware = PerceptualDistance("ea_dists", "vgg16", grey)
-    assert edge_aware.name == "ea_dists[vgg16]"
+    assert edge_aware.name == "ea_dists.vgg16"
     edges = (sobel(x, grey).repeat(1, 3, 1, 1) for x in (a, b))
     expected = theirs(a, b).mean() + theirs(*edges).mean()
     torch.testing.assert_close(edge_aware(a, b), expected, atol=1e-5, rtol=1e-4)
@@ -119,7 +119,7 @@ def test_over_vgg16_lpips_is_the_lpips_packages(vgg16, monkeypatch):
     assert expected.max() > 1e-2
     torch.testing.assert_close(PerceptualDistance("lpips", "vgg16").distance(a, b), expected[:, 0, 0, 0])
     in_stage_1 = perceptual.stage1_distance("lpips")
-    assert in_stage_1.name == "lpips[vgg16]"
+    assert in_stage_1.name == "lpips.vgg16"
     torch.testing.assert_close(in_stage_1(2 * a - 1, 2 * b - 1), expected.mean())
 
 
@@ -135,7 +135,7 @@ def people():
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_dlibs_network_a_worse_picture_is_farther(kind, side, people):
     distance = over_dlib(kind)
-    assert distance.name == f"{kind}[dlib]"
+    assert distance.name == f"{kind}.dlib"
     clean = F.interpolate(people[:2], (side, side), mode="area")
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     blurred = [F.interpolate(F.avg_pool2d(clean, k), (side, side), mode="bicubic") for k in (2, 4, 8)]
@@ -171,7 +171,7 @@ def test_lpips_over_dlibs_network_is_its_formula_with_weights_of_1(people):
     found = over_dlib("lpips").distance(a[:1], a[1:])
     torch.testing.assert_close(found, expected[None])
     in_stage_1 = perceptual.stage1_distance("dlib")
-    assert in_stage_1.name == "lpips[dlib]"
+    assert in_stage_1.name == "lpips.dlib"
     torch.testing.assert_close(in_stage_1(2 * a[:1] - 1, 2 * a[1:] - 1), expected, atol=1e-4, rtol=1e-4)
 
 
