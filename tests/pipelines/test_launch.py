@@ -95,7 +95,7 @@ def test_runs_hold_metrics_sheets_and_parents(trained):
     client = tracking.client(tracking.uri())
     run = client.get_run(trained["osd"].run_id)
     assert run.info.status == "FINISHED"
-    assert {"osd/mse", "osd/identity", "osd/adversarial", "osd/discriminator"} <= set(run.data.metrics)
+    assert {"osd/mse", "osd/identity.dlib", "osd/adversarial", "osd/discriminator"} <= set(run.data.metrics)
     assert run.data.tags["osdface.run.vre"] == trained["vre"].run_id
     assert {"osd/gradient_norm/generator", "osd/lr/discriminator", "osd/memory_gib"} <= set(run.data.metrics)
     assert 0 <= run.data.metrics["osd/data_wait"] < 1
