@@ -100,6 +100,7 @@ def make(cell: Cell, folder: Path) -> tuple:
         config = OSDConfig.model_validate(shared | more | both)
         stage = OSDStage(config, CPU, {})
     else:
+        how = how | {"lr": 0.02}  # at 0.1 rounding, of 1e-7, makes a position take another code
         durations = {name: {"steps": STEPS} for name in ("hq", "lq", "association")}
         losses = {"perceptual": 0, "adversarial_start": 1}
         config = VREConfig.model_validate(shared | durations | {"optimizer": how, "losses": losses})
