@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 import ray.train
@@ -17,17 +17,19 @@ import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from osdface.config import digest, home, resolved
+from osdface.config import Strict, digest, home, resolved
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder, write_json
 from pipelines import cluster, runs, tracking
 from pipelines.pairs.manifest import Manifest, checked_manifest
+from pipelines.store import Store
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
 from pipelines.training import Progress, TrainConfig, alone, checks
 from pipelines.training.checkpoints import OUTPUT
 from pipelines.training.worker import Worker
 
+Settings = TypeVar("Settings", bound=Strict)
 RECEIPT = "training.json"  # beside every output: what run made it from what
 FORMAT = 1  # of that note
 # What weights do not depend on, nor so what a run is called: a run may go on with others of these.
@@ -85,6 +87,7 @@ def plan(
     checks.refuse_configuration(config)
     if isinstance(config.data, Virtual):
         config = config.model_copy(update={"data": _indexed(config.data, progress, address)})
+    config = anchored(config).model_copy(update={"data": Store(config.folder).uri})
     manifest = checked_manifest(config.folder)
     checks.refuse_data(config, manifest)
     if address is None:  # elsewhere, the workers' machines have them, or say so themselves
@@ -137,6 +140,14 @@ def launch(
         _place(checkpoint, config.out, note | {"run_id": run.id, **origin})
         run.tag({"output": str(config.out.absolute()), "run_name": name})
     return Trained(config.out, run.id, planned.digest, True)
+
+
+def anchored(config: Settings) -> Settings:
+    """The configuration with every relative path in it made absolute: workers stand in folders of their own."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    paths = {name: value.absolute() for name, value in fields.items() if isinstance(value, Path)}
+    inner = {name: anchored(value) for name, value in fields.items() if isinstance(value, Strict)}
+    return config.model_copy(update=paths | inner)
 
 
 def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> str:

@@ -1,7 +1,9 @@
 """Trainings as Ray Train runs them: two workers, outputs put in place once, errors in one sentence."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from osdface import bundle, presets
 from osdface.base import load_base
 from osdface.errors import MissingWeights, UsageError, UserError
 from pipelines import runs, tracking
-from pipelines.launch import RECEIPT, launch, receipt
+from pipelines.launch import RECEIPT, anchored, launch, receipt
 from pipelines.train_base import BaseConfig
 from pipelines.train_osd import OSDConfig
 from pipelines.train_vre import VREConfig, load_vre
@@ -238,6 +240,17 @@ def test_a_dataset_that_is_not_its_manifests_is_refused(pairs, shared_home, tmp_
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{shard.name}: not the \d+ bytes that manifest.json says"):
         launch("base", base_config(edited, tmp_path / "out"), {})
+
+
+def test_relative_paths_are_those_of_whoever_starts_it(trained, pairs, monkeypatch, shared_home):
+    monkeypatch.chdir(shared_home)
+    out = trained["base"].out
+    relative = Path(os.path.relpath(pairs)), Path(os.path.relpath(out))
+    assert not launch("base", base_config(*relative), {}).fresh
+    backbone = {"adversarial": {"backbone": "unet"}, "prompt": {"kind": "clip", "folder": "text"}}
+    found = anchored(osd_config(*relative, Path("vre"), Path("out"), **backbone))
+    assert (found.base, found.vre, found.out) == (out, shared_home / "vre", shared_home / "out")
+    assert (found.adversarial.backbone, found.prompt.folder) == (shared_home / "unet", shared_home / "text")
 
 
 def test_missing_weights_are_named(pairs, shared_home, tmp_path, monkeypatch):
