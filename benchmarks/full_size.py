@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import record
 from osdface import presets
@@ -92,6 +93,7 @@ def run(stage: str, preset: str, folder: Path) -> dict[str, Any]:
         engines = {name: Engine(module, how, config, STEPS[stage]) for name, (module, how) in phase.engines.items()}
         moving = {id(parameter) for engine in engines.values() for parameter in engine.parameters}
         trained = {name: tensor for name, tensor in trained.items() if id(tensor) in moving}
+        statistics = running_statistics(made, [engine.module for engine in engines.values()])
         for index in range(STEPS[stage]):
             seen: dict[str, float] = dict.fromkeys(trained, 0.0)
             hooks = [tensor.register_hook(_watch(seen, name)) for name, tensor in trained.items()]
@@ -125,9 +127,16 @@ def run(stage: str, preset: str, folder: Path) -> dict[str, Any]:
         "without_gradient": sorted(name for name, largest in last.items() if not largest > 0),
         "lora_a_without_gradient_at_first": sum("lora_A" in n and not v[0] > 0 for n, v in gradients.items()),
         "lora_a": sum("lora_A" in name for name in gradients),
-        "changed_but_frozen": sorted(changed - trained.keys()),
+        "changed_but_frozen": sorted(changed - trained.keys() - statistics),
         "trained_but_unchanged": sorted(trained.keys() - changed),
     }
+
+
+def running_statistics(stage: Any, modules: list[nn.Module]) -> set[str]:
+    """Names of the trained modules' BatchNorm statistics, which a step changes without training them."""
+    norms = [layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    buffers = {id(buffer) for norm in norms for buffer in norm.buffers()}
+    return {name for name, tensor in all_tensors(stage).items() if id(tensor) in buffers}
 
 
 def _watch(seen: dict[str, float], name: str) -> Any:
