@@ -52,7 +52,6 @@ bench: install  ## The benchmarks, to benchmarks/results: half an hour
 	$(BIN)/python -m benchmarks.degrade
 	$(BIN)/python -m benchmarks.synthesize
 	$(BIN)/python -m benchmarks.restore --rounds 1
-	$(BIN)/python -m benchmarks.train_step
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
