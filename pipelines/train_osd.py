@@ -94,14 +94,6 @@ class OSDConfig(TrainConfig):
             }
         )
 
-    def weights(self) -> list[str]:
-        term, wanted = self.perceptual, []
-        if self.losses.perceptual:
-            wanted += perceptual.needed(term.kind, perceptual.choose_features(term.features, term.kind))
-        if self.losses.identity:
-            wanted += identity.needed(identity.choose(self.identity_network))
-        return list(dict.fromkeys(wanted))
-
     def check(self) -> None:
         """Look at what training reads before a worker does: base, VRE or bundle, and the networks of the losses.
 

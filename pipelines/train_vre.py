@@ -20,7 +20,7 @@ from osdface.losses import adversarial
 from osdface.losses.adaptive import Adaptive, adaptive_weight
 from osdface.losses.adversarial import PatchLoss
 from osdface.losses.association import DAEFR_SCALE, Over, association_loss, hit_rate
-from osdface.losses.perceptual import StageOneKind, choose_stage1, stage1_distance, stage1_needed
+from osdface.losses.perceptual import StageOneKind, choose_stage1, stage1_distance
 from osdface.quantizer import BetaTerm, code_counts, perplexity
 from pipelines.dictionary import CodeUse, Health, draw_association, draw_attention, draw_health
 from pipelines.report import sheet_of_tensors
@@ -127,9 +127,6 @@ class VREConfig(TrainConfig):
             stage1_distance(choose_stage1(self.losses.features))
         if self.init:
             load_start(self.init, presets.preset(self.preset))
-
-    def weights(self) -> list[str]:
-        return stage1_needed(choose_stage1(self.losses.features)) if self.losses.perceptual else []
 
 
 class Branches(nn.ModuleDict):

@@ -14,7 +14,7 @@ from osdface.identity import arcface
 from osdface.identity.dlib import DlibIdentity, chips_from_aligned
 from osdface.identity.network import IdentityNetwork
 
-__all__ = ["NAMES", "DlibIdentity", "IdentityNetwork", "chips_from_aligned", "choose", "load", "needed", "similarities"]
+__all__ = ["NAMES", "DlibIdentity", "IdentityNetwork", "chips_from_aligned", "choose", "load", "similarities"]
 
 NAMES = ("dlib", "arcface_r50", "arcface_r100", "arcface_r18")
 
@@ -36,11 +36,6 @@ def choose(name: str) -> str:
     if name != "auto":
         return _known(name)
     return next((arc for arc in ("arcface_r100", "arcface_r50") if weights.present(arc)), "dlib")
-
-
-def needed(name: str) -> list[str]:
-    """The weight file of a network, as `osdface.weights` calls it."""
-    return ["dlib_identity" if name == "dlib" else _known(name)]
 
 
 def _known(name: str) -> str:

@@ -152,7 +152,3 @@ class TrainConfig(Strict):
         """The phases' durations by field, in order."""
         fields = ((name, getattr(self, name)) for name in type(self).model_fields)
         return {name: value for name, value in fields if isinstance(value, Duration)}
-
-    def weights(self) -> list[str]:
-        """The third-party weight files (names in `osdface.weights`) that this configuration needs."""
-        return []

@@ -182,8 +182,3 @@ def test_auto_is_insightfaces_where_it_is_and_dlibs_elsewhere_never_that_of_deg(
     assert identity.choose("arcface_r18") == "arcface_r18"
     with pytest.raises(UsageError, match="identity network 'arcface' does not exist; known: dlib, arcface_r50"):
         identity.choose("arcface")
-
-
-def test_every_network_has_its_weights_in_the_table():
-    for name in identity.NAMES:
-        assert all(needed in weights.WEIGHTS for needed in identity.needed(name))

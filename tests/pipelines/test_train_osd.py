@@ -229,7 +229,6 @@ def test_auto_is_settled_by_what_is_here(parts, tmp_path, monkeypatch):
     monkeypatch.setenv("OSDFACE_HOME", str(tmp_path))
     settled = config(parts, perceptual={}, identity_network="auto").settled()
     assert (settled.perceptual.features, settled.identity_network) == ("dlib", "dlib")
-    assert settled.weights() == ["dlib_identity"]
     assert json.loads(settled.model_dump_json())["perceptual"]["kind"] == "ea_dists"
     assert PromptChoice().kind == "vre"
 
