@@ -30,7 +30,7 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
 def read_pickle(path: Path, arrays: bool = False) -> Any:
     """What a torch checkpoint (.ckpt, .pth) holds, if that is tensors and plain containers; nothing in it is executed.
 
-    arrays: numpy's arrays of floats are taken too. Raises UserError where it is missing, damaged, or holds anything else.
+    arrays: numpy's of floats are taken too. Raises UserError where it is missing, damaged, or holds anything else.
     """
     import torch
 

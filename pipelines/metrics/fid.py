@@ -59,8 +59,6 @@ def _vqfr(images: np.ndarray, device: str) -> Tensor:
 
 def _clean(images: np.ndarray, device: str) -> Tensor:
     channels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32).reshape(-1, *images.shape[1:3])
-    small = [
-        np.asarray(Image.fromarray(channel).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels
-    ]
+    small = [np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for one in channels]
     pictures = np.stack(small).clip(0, 255).reshape(len(images), 3, SIDE, SIDE)
     return (torch.from_numpy(pictures).to(device) - 128) / 128

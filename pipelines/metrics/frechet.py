@@ -27,7 +27,8 @@ def fitted(features: np.ndarray) -> Gaussian:
     if len(features) < 2:
         return Gaussian(features.mean(0), np.full((1, features.shape[1]), np.nan))
     mean = features.mean(0)
-    return Gaussian(mean, np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r"))
+    _, root = np.linalg.qr((features - mean) / np.sqrt(len(features) - 1))
+    return Gaussian(mean, root)
 
 
 def published(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

@@ -4,6 +4,7 @@ Each function makes one from its files: pictures (B, H, W, 3) uint8 RGB, and ref
 pyiqa takes seconds to import, so it is imported inside them.
 """
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -53,10 +54,19 @@ def over_dlib(kind: Literal["dists", "lpips"], device: str, path: Path) -> Value
 
 
 def niqe(device: str, parameters: Path) -> Values:
-    """NIQE as pyiqa's default has it: of the luma of YIQ, in blocks of 96 pixels."""
-    from pyiqa.archs.niqe_arch import NIQE
+    """NIQE as pyiqa's default has it: of the luma of YIQ, in blocks of 96 pixels.
 
-    return _values(NIQE(pretrained_model_path=str(parameters)), device)
+    The one file of pyiqa's that is always here: so pyiqa waits for the first pictures that are large enough.
+    """
+    weightfile.verify("niqe", parameters)
+
+    @functools.cache
+    def measure() -> Values:
+        from pyiqa.archs.niqe_arch import NIQE
+
+        return _values(NIQE(pretrained_model_path=str(parameters)), device)
+
+    return lambda images: measure()(images)
 
 
 def musiq(device: str, path: Path) -> Values:
