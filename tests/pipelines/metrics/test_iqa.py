@@ -144,7 +144,8 @@ def test_over_dlibs_features_a_picture_has_its_own_value(kind, photographs, spoi
 def test_maniqa_is_pyiqas_and_needs_no_file_of_timms(folder, undated, theirs, photographs, monkeypatch):
     from pyiqa.archs import maniqa_arch
 
-    make = maniqa_arch.timm.create_model
+    make, crops = maniqa_arch.timm.create_model, maniqa_arch.uniform_crop
+    monkeypatch.setattr(maniqa_arch, "uniform_crop", lambda x, crop_size, crop_num: crops(x, crop_size, 1))  # of 20
     monkeypatch.setattr(maniqa_arch.timm, "create_model", lambda name, **_: make(name, pretrained=False))
     publish(folder, "maniqa", shaped_like(maniqa_arch.MANIQA(pretrained=False)))
     expected = theirs("maniqa", photographs[:1, :96, :96])
@@ -159,14 +160,27 @@ def test_clipiqa_is_pyiqas(folder, undated, theirs, photographs, monkeypatch):
     from pyiqa.archs import clip_model
 
     network = clip_model.CLIP(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12)  # of RN50, as published
-    publish(folder, "clip_rn50", shaped_like(network))
     path = folder / weights.WEIGHTS["clip_rn50"].file
-    monkeypatch.setitem(weightfile.READERS, "clip_rn50", lambda name, path: None)  # bare tensors, no archive
+    torch.jit.script(tree(shaped_like(network))).save(path)
     monkeypatch.setattr(clip_model, "_download", lambda *_: str(path))
     (metric,) = metrics.load(names=["clipiqa"]).metrics
     found = metric(photographs)
     assert found == pytest.approx(theirs("clipiqa", photographs), rel=1e-4)
     assert all(0 < value < 1 for value in found)
+
+
+def tree(tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Nested modules that hold these tensors and do nothing."""
+    root = nn.Module()
+    for key, tensor in tensors.items():
+        *parents, last = key.split(".")
+        module = root
+        for name in parents:
+            if name not in dict(module.named_children()):
+                module.add_module(name, nn.Module())
+            module = module.get_submodule(name)
+        module.register_buffer(last, tensor)
+    return root
 
 
 def test_what_is_not_the_published_clip_is_not_opened(folder):
