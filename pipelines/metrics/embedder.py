@@ -54,10 +54,11 @@ class Embedder(nn.Module):
         self.pool = nn.Conv2d(last, last, self.SIDE // 16, groups=last, bias=False)
         self.pool_norm = nn.BatchNorm2d(last)
         self.descriptor = nn.Linear(last, self.DESCRIPTOR)
+        self.descriptor_norm = nn.BatchNorm1d(self.DESCRIPTOR, affine=False)  # centred: strangers are orthogonal
 
     def forward(self, images: Tensor) -> Tensor:
         pooled = self.pool_norm(self.pool(self.maps(images)[-1])).flatten(1)
-        return F.normalize(self.descriptor(pooled).float())
+        return F.normalize(self.descriptor_norm(self.descriptor(pooled).float()))
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the five stages see, (B, width, side, side) each, not negative."""
