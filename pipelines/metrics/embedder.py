@@ -19,6 +19,7 @@ from pipelines.metrics.protocol import Better, Metric, Missing, Suite
 
 FILE = Path(__file__).with_name("embedder.safetensors")
 NAMES = ("identity.procedural", "lpips.procedural", "dists.procedural", "fid.procedural")
+FID_MAPS = 3
 
 
 class _Stage(nn.Module):
@@ -81,7 +82,7 @@ def load(path: Path | None = None) -> Embedder:
     """
     path = path or FILE
     if not path.exists():
-        raise MissingWeights(f"{path}: is not there; `python -m benchmarks.embedder --out {path}` trains it")
+        raise MissingWeights(f"{path}: is not there; `python -m benchmarks.embedder` trains it")
     network, read = Embedder(), read_safetensors(path)
     check(f"{path}: not the evaluation network's weights", shapes(kept(network)), read)
     network.load_state_dict(read, strict=False)  # all but what `kept` leaves out
@@ -97,7 +98,8 @@ def metrics(device: str = "cpu") -> Suite:
     """NAMES over the network in this package, or those as missing.
 
     identity: cosine of the descriptors; two procedural people have about 0. lpips and dists: those formulas over its
-    maps, with uniform weights. fid: the Frechet distance of the means of its last map.
+    maps, with uniform weights. fid: the Frechet distance of the means of the channels of its first three maps; those
+    after have learnt to overlook blur, and differ more between two sets of sharp pictures than between sharp and soft.
     """
     from osdface.losses.perceptual import DISTS, LPIPS  # after torch, what takes longest
     from pipelines.metrics.measures import FrechetDistance, Measure
@@ -117,7 +119,8 @@ def metrics(device: str = "cpu") -> Suite:
 
     def pooled(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            features: np.ndarray = network.maps(tensor(images, device))[-1].mean((2, 3)).double().cpu().numpy()
+            maps = network.maps(tensor(images, device))[:FID_MAPS]
+            features: np.ndarray = torch.cat([one.mean((2, 3)) for one in maps], 1).double().cpu().numpy()
         return features
 
     def measure(name: str, better: Better, values: Callable[[Tensor, Tensor], Tensor]) -> Metric:
