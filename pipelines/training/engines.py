@@ -50,7 +50,7 @@ class Engine:
         # Half precision would begin from rounded weights.
         whole = {p: p.detach().clone() for p in self.parameters} if config.precision != "fp32" else {}
         done = int(position.get("schedule", 0))
-        # DeepSpeed walks through all of its module several times a step; only partitions and casts need the frozen part.
+        # DeepSpeed walks through its module several times a step; only partitions and casts need the frozen part.
         walked = module if self.zero == 3 or whole else nn.ParameterList(self.parameters)
         self.engine = deepspeed.initialize(
             model=walked,
