@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from pipelines.report import to_uint8
 SHARES = (4, 2, 1, 1)  # of the width, its parts at full size, a half, a quarter, an eighth
 WARMUP = 0.02  # of the time, over which the learning rate rises; then it falls as a cosine
 ON_DEVICE = 4 << 30  # bytes of pictures that are kept on an accelerator; more stay in the machine's memory
-LOGGED = 50  # steps
+LOGGED = 20  # steps
 BATCH = 64  # pictures restored at once
 
 
@@ -124,7 +124,7 @@ def clock(seconds: float) -> Iterator[float]:
 def train(pairs: Pairs, width: int, rate: float, shares: Iterable[float], batch: int, device: str) -> tuple[UNet, list]:
     """Adam on the mean absolute difference, a step for each of `shares`, the training's progress from 0 to 1.
 
-    Returns the network and the loss over steps, a mean for every 50. Every epoch has every pair once.
+    Returns the network and the loss over steps, a mean for every 20. Every epoch has every pair once.
     """
     torch.manual_seed(0)
     network = UNet(width).to(device).train()
@@ -220,7 +220,7 @@ def note_of(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as opened:
             return json.loads(opened.metadata()["note"])
-    except (OSError, TypeError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{file}: no baseline of `python -m benchmarks.quality --train-only` ({error})") from None
 
 
