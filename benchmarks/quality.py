@@ -27,7 +27,7 @@ from benchmarks.judging import Judge, Measured
 from degradations.degrade import degrade
 from degradations.recipe import Recipe
 from osdface.errors import UserError
-from pipelines.metrics.protocol import Suite
+from pipelines.metrics.protocol import Distribution, Metric, Suite
 
 DOCS = Path(__file__).parents[1] / "docs"
 RATES = (3e-4, 1e-3, 3e-3)
@@ -36,7 +36,7 @@ GAIN = 3.0  # dB above LQ
 # What is held to, by the beginnings of metrics' names; identity against the L1 UNet is told, and no more.
 FAMILIES = {
     "identity": ("identity.",),
-    "perceptual distance": ("perceptual.", "lpips.", "dists"),
+    "perceptual distance": ("lpips.", "dists"),
     "distribution distance": ("fid.",),
 }
 ALSO_THE_UNET = ("perceptual distance", "distribution distance")
@@ -45,10 +45,17 @@ DRAWS = 8  # degradations of every face of the photographs
 
 
 def suite(device: str) -> Suite:
-    """Every metric that this machine has."""
+    """Every metric that this machine has, those over the network made for evaluation among them."""
     from pipelines import metrics
+    from pipelines.metrics import embedder
 
-    return metrics.load(device)
+    suites = metrics.load(device), embedder.metrics(device)
+    ones, sets = ({one.name: one for part in parts for one in part} for parts in zip(*map(_parts, suites), strict=True))
+    return Suite(list(ones.values()), list(sets.values()), [one for part in suites for one in part.missing])
+
+
+def _parts(suite: Suite) -> tuple[list[Metric], list[Distribution]]:
+    return suite.metrics, suite.distributions
 
 
 def held_out(folder: str | Path, training: str | Path, count: int) -> Pairs:

@@ -138,7 +138,7 @@ def row(name, better, against_lq, against_l1, **other):
 GOOD = {
     "psnr": row("psnr", "higher", 3.05, -0.5),
     "identity": row("identity.procedural", "higher", 0.2, -0.01),
-    "perceptual": row("perceptual.procedural", "lower", -0.2, -0.05),
+    "perceptual": row("lpips.procedural", "lower", -0.2, -0.05),
     "fid": row("fid.procedural", "lower", -9.0, -2.0),
 }
 
