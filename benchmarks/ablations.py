@@ -186,7 +186,8 @@ def prompts(restorer: Any, judge: Judge, lq: np.ndarray) -> dict[str, float]:
     with torch.inference_mode():
         codes = torch.cat([generator.codes(batch) for batch in batches])
         right, wrong = (psnrs(restored(given), judge.references) for given in (codes, codes.roll(1, 0)))
-    used = len(codes.flatten(0, 1).unique(dim=0))
+    items = codes.flatten(0, 1).unique(dim=0)
+    used = int(items.any(1).sum())  # what fills a short prompt is zero
     return {
         "codes": used,
         "dictionary": restorer.config.architecture().vre.codes,
@@ -238,11 +239,11 @@ def evaluate(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]
         raise UserError(f"{options.work}: the full row is not trained, which the others are compared with")
     pairs = quality.held_out(options.test, options.data, options.count)
     suite = quality.suite(options.device)
-    chosen = [[one for one in ones if one.name in METRICS] for ones in (suite.metrics, suite.distributions)]
-    judge = Judge(Suite(*chosen), pairs.hq)
+    metrics = [one for one in suite.metrics if one.name in METRICS]
+    judge = Judge(Suite(metrics, [one for one in suite.distributions if one.name in METRICS]), pairs.hq)
     both = {name: [measure(run, judge, pairs.lq, options) for run in those] for name, those in rows.items()}
     drawn = draws(judge, {"LQ": [judge(pairs.lq)] * options.seeds} | {n: [m for m, _ in b] for n, b in both.items()})
-    labels = {one.name: one for ones in chosen for one in ones}
+    labels = {one.name: one for one in (*judge.suite.metrics, *judge.suite.distributions)}
     return {
         "pictures": len(pairs.keys),
         "seeds": options.seeds,

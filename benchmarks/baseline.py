@@ -29,7 +29,7 @@ from pipelines.report import to_uint8
 SHARES = (4, 2, 1, 1)  # of the width, its parts at full size, a half, a quarter, an eighth
 WARMUP = 0.02  # of the time, over which the learning rate rises; then it falls as a cosine
 ON_DEVICE = 4 << 30  # bytes of pictures that are kept on an accelerator; more stay in the machine's memory
-LOGGED = 20  # steps
+LOGGED = 200  # points of the loss's curve in a file
 BATCH = 64  # pictures restored at once
 
 
@@ -84,8 +84,8 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(nn.Conv2d(deeper, w, 3, padding=1) for w, deeper in inner)
         self.up = nn.ModuleList(Block(2 * w, w) for w in widths[:-1])
         self.last = nn.Sequential(nn.GroupNorm(1, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1))
-        nn.init.zeros_(self.last[-1].weight)
-        nn.init.zeros_(self.last[-1].bias)
+        for parameter in self.last[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         x, kept = self.first(images), []
@@ -121,17 +121,19 @@ def clock(seconds: float) -> Iterator[float]:
         yield share
 
 
-def train(pairs: Pairs, width: int, rate: float, shares: Iterable[float], batch: int, device: str) -> tuple[UNet, list]:
+def train(
+    pairs: Pairs, width: int, rate: float, shares: Iterable[float], batch: int, device: str
+) -> tuple[UNet, list[float]]:
     """Adam on the mean absolute difference, a step for each of `shares`, the training's progress from 0 to 1.
 
-    Returns the network and the loss over steps, a mean for every 20. Every epoch has every pair once.
+    Returns the network and the loss of every step. Every epoch has every pair once.
     """
     torch.manual_seed(0)
     network = UNet(width).to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), rate)
     lq, hq = (_kept(images, device) for images in (pairs.lq, pairs.hq))
-    losses, total = [], torch.zeros((), device=device)
-    for step, (share, rows) in enumerate(zip(shares, _order(len(lq), batch), strict=False), 1):
+    losses: list[float] = []
+    for share, rows in zip(shares, _order(len(lq), batch), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, share / WARMUP) * (1 + math.cos(math.pi * share)) / 2
         given, wanted = (_batch(images, rows, device) for images in (lq, hq))
@@ -139,10 +141,7 @@ def train(pairs: Pairs, width: int, rate: float, shares: Iterable[float], batch:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach()
-        if step % LOGGED == 0:  # waits for the device, so that its queue never runs ahead of the clock
-            losses.append(float(total) / LOGGED)
-            total.zero_()
+        losses.append(loss.item())  # waits for the device, so that its queue never runs ahead of the clock
     return network.eval(), losses
 
 
@@ -181,26 +180,26 @@ def trained(
     """A file for each learning rate in `out`, with what it took and PSNR on the split "val"; those there are kept."""
     wanted_files = {rate: out / f"l1_{rate:g}.safetensors" for rate in rates}
     missing = {rate: file for rate, file in wanted_files.items() if not file.is_file()}
-    pairs, val = (read(data, "train"), read(data, "val")) if missing else (None, None)
-    width = closest_width(wanted)
-    for rate, file in missing.items():
-        start = time.perf_counter()
-        network, losses = train(pairs, width, rate, clock(seconds), batch, device)
-        spent = time.perf_counter() - start
-        note = {
-            "width": width,
-            "parameters": parameters(network),
-            "rate": rate,
-            "batch": batch,
-            "seconds": seconds,
-            "spent": spent,
-            "losses": losses,
-            "pairs": len(pairs.keys),
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-            "val_psnr": float(psnrs(restore(network, val.lq), val.hq).mean()),
-        }
-        save(network, note, file)
-        print(file, {name: note[name] for name in ("parameters", "spent", "val_psnr")}, flush=True)
+    if missing:
+        pairs, val, width = read(data, "train"), read(data, "val"), closest_width(wanted)
+        for rate, file in missing.items():
+            start = time.perf_counter()
+            network, losses = train(pairs, width, rate, clock(seconds), batch, device)
+            note = {
+                "width": width,
+                "parameters": parameters(network),
+                "rate": rate,
+                "batch": batch,
+                "seconds": seconds,
+                "spent": time.perf_counter() - start,
+                "steps": len(losses),
+                "losses": [float(np.mean(some)) for some in np.array_split(losses, min(LOGGED, len(losses)))],
+                "pairs": len(pairs.keys),
+                "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+                "val_psnr": float(psnrs(restore(network, val.lq), val.hq).mean()),
+            }
+            save(network, note, file)
+            print(file, {name: note[name] for name in ("parameters", "steps", "spent", "val_psnr")}, flush=True)
     return list(wanted_files.values())
 
 

@@ -38,13 +38,14 @@ class Judge:
         for metric in self.suite.metrics:
             values = {method: one.values[metric.name] for method, one in measured.items()}
             figures = {method: bootstrap(one) for method, one in values.items()}
-            against = {other: _paired(values[ours], values[other], metric) for other in others}
+            compared = {other: paired(values[ours], values[other], metric.better) for other in others}
+            against = {other: _told(one.difference, one.win_rate) for other, one in compared.items()}
             rows.append(_row(metric, figures, against))
         for one in self.suite.distributions:
             features = {method: own.features[one.name] for method, own in measured.items()}
             figures = {method: self._distance(one, own) for method, own in features.items()}
-            against = {other: self._distance(one, features[ours], features[other]) for other in others}
-            rows.append(_row(one, figures, {other: (difference, None) for other, difference in against.items()}))
+            against = {other: _told(self._distance(one, features[ours], features[other])) for other in others}
+            rows.append(_row(one, figures, against))
         return rows
 
     def _distance(self, one: Distribution, features: np.ndarray, other: np.ndarray | None = None) -> Interval:
@@ -73,22 +74,19 @@ def _features(one: Distribution, images: np.ndarray) -> np.ndarray:
     return np.concatenate([one.features(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
 
 
-def _paired(ours: np.ndarray, other: np.ndarray, metric: Metric) -> tuple[Interval, float]:
-    found = paired(ours, other, metric.better)
-    return found.difference, found.win_rate
+def _told(difference: Interval, wins: float | None = None) -> dict[str, Any]:
+    return {"difference": list(difference), "wins": wins}
 
 
-def _row(
-    metric: Any, figures: dict[str, Interval], against: dict[str, tuple[Interval, float | None]]
-) -> dict[str, Any]:
+def _row(one: Metric | Distribution, figures: dict[str, Interval], against: dict[str, Any]) -> dict[str, Any]:
     return {
-        "metric": metric.name,
-        "network": metric.network,
-        "digest": metric.digest,
-        "better": metric.better,
-        "reference": metric.reference,
+        "metric": one.name,
+        "network": one.network,
+        "digest": one.digest,
+        "better": one.better,
+        "reference": one.reference,
         "figures": {method: list(interval) for method, interval in figures.items()},
-        "against": {other: {"difference": list(d), "wins": wins} for other, (d, wins) in against.items()},
+        "against": against,
     }
 
 
@@ -114,7 +112,8 @@ def interval(figure: Sequence[float], sign: str = "") -> str:
     if np.isnan(value):
         return "none"
     width = high - low
-    digits = 2 if not width > 0 else int(np.clip(1 - np.floor(np.log10(width)), 1, 4))
+    digits = int(np.clip(1 - np.floor(np.log10(width)), 1, 5)) if width > 0 else 2
+    value, low, high = (round(number, digits) + 0.0 for number in (value, low, high))  # no -0
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 

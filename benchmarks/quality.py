@@ -191,7 +191,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     pairs, manifest = held_out(test, options.data, options.count), read_manifest(test)
     restorer = Restorer.load(options.model, options.device)
     size = baseline.parameters(restorer.generator)
-    networks = options.baseline or train(options, size, restorer.path)
+    path = bundle.resolve(options.model)
+    networks = options.baseline or train(options, size, path)
     chosen = baseline.best(networks)
     unet = baseline.load(chosen, options.device)
     metrics = suite(options.device)
@@ -213,7 +214,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "model": {
             "reference": options.model,
-            "digest": bundle.digest(restorer.path),
+            "digest": bundle.digest(path),
             "parameters": size,
             "parts": {name: baseline.parameters(part) for name, part in restorer.generator.named_children()},
         },
@@ -241,7 +242,7 @@ def report(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     parts = " + ".join(f"{name} {count:,}" for name, count in model["parts"].items())
     rates = "; ".join(
-        f"{one['rate']:g}: {one['val_psnr']:.2f} dB in {one['spent']:.0f} s on {one['device']}"
+        f"{one['rate']:g}: {one['val_psnr']:.2f} dB, {one['steps']} steps on {one['device']}"
         for one in result["baselines"]
     )
     photographs, faces = result["photographs"], result["data"]["faces"]
@@ -264,7 +265,7 @@ def report(result: dict[str, Any]) -> str:
             "recipe; figures are means over faces, intervals over faces, too few for a distribution. Networks named "
             "procedural never saw a real face either.",
             record.table(judging.shown(photographs["rows"])),
-            *_left_out(result["missing"]),
+            *_left_out(result),
         ]
     )
 
@@ -282,11 +283,15 @@ def _told(condition: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _left_out(missing: Sequence[dict[str, str]]) -> list[str]:
-    if not missing:
-        return []
-    lines = "\n".join(f"- {one['name']}: needs {one['file']}" for one in missing)
-    return ["Left out, since their weights are not on this machine:\n\n" + lines]
+def _left_out(result: dict[str, Any]) -> list[str]:
+    """What has no figure, and why."""
+    needs: dict[str, list[str]] = {}
+    for one in result["missing"]:
+        needs.setdefault(one["name"], []).append(one["file"])
+    told = ["Left out, since their weights are not on this machine:"] if needs else []
+    told += ["\n".join(f"- {name}: needs {' and '.join(files)}" for name, files in needs.items())] if needs else []
+    small = ", ".join(row["metric"] for row in result["rows"] if not judging.measured(row))
+    return told + ([f"Without a value on pictures of this size: {small}."] if small else [])
 
 
 def main() -> int:
