@@ -26,7 +26,7 @@ from osdface.errors import UserError
 from pipelines.pairs.reading import PairDataset
 from pipelines.report import to_uint8
 
-SHARES = (4, 2, 1, 1)  # of the width, its parts at full size, a half, a quarter, an eighth
+SHARES = (8, 4, 2, 1)  # of the width, its parts at full size, a half, a quarter, an eighth: the usual doubling
 WARMUP = 0.02  # of the time, over which the learning rate rises; then it falls as a cosine
 ON_DEVICE = 4 << 30  # bytes of pictures that are kept on an accelerator; more stay in the machine's memory
 LOGGED = 200  # points of the loss's curve in a file

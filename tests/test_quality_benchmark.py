@@ -63,7 +63,7 @@ def test_the_baseline_is_as_large_as_the_model(wanted):
 
 
 def test_the_baseline_learns_to_restore(noisy):
-    network, losses = baseline.train(noisy, 32, 2e-3, [i / 60 for i in range(60)], 8, "cpu")
+    network, losses = baseline.train(noisy, 96, 3e-3, [i / 60 for i in range(60)], 8, "cpu")
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     restored = baseline.psnrs(baseline.restore(network, noisy.lq), noisy.hq).mean()
     assert restored > baseline.psnrs(noisy.lq, noisy.hq).mean() + 1
