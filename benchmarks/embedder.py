@@ -6,6 +6,7 @@ metadata says all that. Seeds have ranges of their own: no restoration model is 
 """
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -175,9 +176,12 @@ def _accuracy(same: np.ndarray, different: np.ndarray, threshold: float) -> floa
 
 
 def write(network: Embedder, path: Path, about: dict[str, str]) -> None:
-    """The network in half precision, and what is known about it as the file's metadata."""
+    """The network in half precision, and what is known about it as JSON in the file's metadata.
+
+    One entry of it: safetensors puts several in a random order, and the same training would give another digest.
+    """
     tensors = {name: tensor.cpu().half().contiguous() for name, tensor in kept(network).items()}
-    files.write(path, save(tensors, {"format": "pt", "licence": "Apache-2.0", **about}))
+    files.write(path, save(tensors, {"about": json.dumps(about)}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network.half().float()  # as the file has it
     figures = verification(network, unseen, VERIFICATION, device)
     about = {
+        "licence": "Apache-2.0",
         "generator": f"osdface.procedural {VERSION}",
         "training": f"{chosen.identities} identities of {chosen.per_identity} pictures, seeds from {TRAINING}",
         "loss": f"CosFace, scale {SCALE:g}, margin {MARGIN:g}",
