@@ -26,10 +26,10 @@ from benchmarks import judging, quality, record
 from benchmarks.judging import Judge, Measured
 from osdface.errors import UserError
 from osdface.files import write_json
-from pipelines.metrics.protocol import Suite
+from pipelines import metrics
 
 ROOT = Path(__file__).parents[1]
-# Of the suite's metrics, those in the tables.
+# Those in the tables.
 METRICS = (
     "psnr", "identity.procedural", "lpips.procedural", "dists.procedural", "fid.procedural", "lpips.dlib", "dists.dlib",
 )  # fmt: skip
@@ -238,9 +238,7 @@ def evaluate(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]
     if FULL.name not in rows:
         raise UserError(f"{options.work}: the full row is not trained, which the others are compared with")
     pairs = quality.held_out(options.test, options.data, options.count)
-    suite = quality.suite(options.device)
-    metrics = [one for one in suite.metrics if one.name in METRICS]
-    judge = Judge(Suite(metrics, [one for one in suite.distributions if one.name in METRICS]), pairs.hq)
+    judge = Judge(metrics.load(options.device, METRICS), pairs.hq)
     both = {name: [measure(run, judge, pairs.lq, options) for run in those] for name, those in rows.items()}
     drawn = draws(judge, {"LQ": [judge(pairs.lq)] * options.seeds} | {n: [m for m, _ in b] for n, b in both.items()})
     labels = {one.name: one for one in (*judge.suite.metrics, *judge.suite.distributions)}

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from osdface import files
+from osdface import files, tensors
 from osdface.errors import UserError
 from pipelines.pairs.reading import PairDataset
 from pipelines.report import to_uint8
@@ -224,8 +223,10 @@ def note_of(file: Path) -> dict[str, Any]:
 
 
 def load(file: Path, device: str) -> UNet:
-    network = UNet(note_of(file)["width"])
-    network.load_state_dict(load_file(file))
+    """Raises UserError for a file that is not of this network."""
+    network, found = UNet(note_of(file)["width"]), tensors.read_safetensors(file)
+    tensors.check(file, tensors.shapes(network.state_dict()), found)
+    network.load_state_dict(found)
     return network.to(device).eval()
 
 

@@ -27,7 +27,8 @@ from benchmarks.judging import Judge, Measured
 from degradations.degrade import degrade
 from degradations.recipe import Recipe
 from osdface.errors import UserError
-from pipelines.metrics.protocol import Distribution, Metric, Suite
+from pipelines import metrics
+from pipelines.metrics.protocol import Suite
 
 DOCS = Path(__file__).parents[1] / "docs"
 RATES = (3e-4, 1e-3, 3e-3)
@@ -42,20 +43,6 @@ FAMILIES = {
 ALSO_THE_UNET = ("perceptual distance", "distribution distance")
 SHOWN = 8  # rows of the sheet
 DRAWS = 8  # degradations of every face of the photographs
-
-
-def suite(device: str) -> Suite:
-    """Every metric that this machine has, those over the network made for evaluation among them."""
-    from pipelines import metrics
-    from pipelines.metrics import embedder
-
-    suites = metrics.load(device), embedder.metrics(device)
-    ones, sets = ({one.name: one for part in parts for one in part} for parts in zip(*map(_parts, suites), strict=True))
-    return Suite(list(ones.values()), list(sets.values()), [one for part in suites for one in part.missing])
-
-
-def _parts(suite: Suite) -> tuple[list[Metric], list[Distribution]]:
-    return suite.metrics, suite.distributions
 
 
 def held_out(folder: str | Path, training: str | Path, count: int) -> Pairs:
@@ -195,18 +182,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     networks = options.baseline or train(options, size, path)
     chosen = baseline.best(networks)
     unet = baseline.load(chosen, options.device)
-    metrics = suite(options.device)
+    suite = metrics.load(options.device)
 
     def methods(lq: np.ndarray) -> dict[str, np.ndarray]:
         return {LQ: lq, L1: baseline.restore(unet, lq), OURS: restore(restorer, lq)}
 
     synthetic = methods(pairs.lq)
-    rows = compare(Judge(metrics, pairs.hq), synthetic)
+    rows = compare(Judge(suite, pairs.hq), synthetic)
     sheet(options.pictures / "tiny.png", synthetic | {"HQ": pairs.hq}, spread(len(pairs.hq), SHOWN))
     real = photographs(manifest.spec.recipe, restorer.size, options.draws)
     restored = methods(real.lq)
     # Seven faces have no distribution.
-    real_rows = compare(Judge(Suite(metrics.metrics), real.hq), restored, options.draws)
+    real_rows = compare(Judge(Suite(suite.metrics), real.hq), restored, options.draws)
     first = range(0, len(real.hq), options.draws)
     sheet(options.pictures / "tiny_photographs.png", restored | {"HQ": real.hq}, first)
     return {
@@ -223,7 +210,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "conditions": conditions(rows),
         "photographs": {"faces": len(first), "draws": options.draws, "rows": real_rows},
-        "missing": [one.__dict__ for one in metrics.missing],
+        "missing": [one.__dict__ for one in suite.missing],
     }
 
 
