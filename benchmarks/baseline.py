@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from osdface import files, tensors
 from osdface.errors import UserError
+from pipelines.pairs.manifest import read_manifest
 from pipelines.pairs.reading import PairDataset
 from pipelines.report import to_uint8
 
@@ -194,6 +195,7 @@ def trained(
                 "steps": len(losses),
                 "losses": [float(np.mean(some)) for some in np.array_split(losses, min(LOGGED, len(losses)))],
                 "pairs": len(pairs.keys),
+                "dataset": read_manifest(data).digest,
                 "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
                 "val_psnr": float(psnrs(restore(network, val.lq), val.hq).mean()),
             }

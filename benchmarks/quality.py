@@ -202,10 +202,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "model": {
             "reference": options.model,
             "digest": bundle.digest(path),
+            "dataset": bundle.read_config(path).provenance.dataset_digest,
             "parameters": size,
             "parts": {name: baseline.parameters(part) for name, part in restorer.generator.named_children()},
         },
-        "data": {"training": read_manifest(options.data).digest, "test": manifest.digest, "faces": len(pairs.keys)},
+        "data": {"test": manifest.digest, "faces": len(pairs.keys)},
         "baselines": [baseline.note_of(file) | {"chosen": file == chosen} for file in networks],
         "rows": rows,
         "conditions": conditions(rows),
@@ -241,6 +242,7 @@ def report(result: dict[str, Any]) -> str:
             f"Parameters at inference: {model['parameters']:,} ({parts}; LoRA merged). The L1 UNet has "
             f"{chosen['parameters']:,}; it had {chosen['seconds']:.0f} s at each learning rate, and PSNR on the split "
             f"val chose {chosen['rate']:g} ({rates}).",
+            _same_pairs(model["dataset"], chosen["dataset"]),
             "Mean and 95 % bootstrap interval over pictures; wins: share of pictures on which ours is better, ties "
             "half. Distances of distributions are of whole sets.",
             record.table(judging.shown(result["rows"])),
@@ -255,6 +257,13 @@ def report(result: dict[str, Any]) -> str:
             *_left_out(result),
         ]
     )
+
+
+def _same_pairs(model: str | None, unet: str) -> str:
+    if model == unet:
+        return f"Both were trained on the pairs `{unet[:16]}`."
+    known = f"the pairs `{model[:16]}`" if model else "pairs that nothing tells of"
+    return f"**Not the same pairs**: the model was trained on {known}, the UNet on `{unet[:16]}`."
 
 
 def _told(condition: dict[str, Any]) -> dict[str, str]:

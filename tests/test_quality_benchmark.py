@@ -82,6 +82,7 @@ def test_every_epoch_has_every_pair_once():
 
 def test_the_best_rate_is_kept_and_trained_ones_are_not_trained_again(noisy, tmp_path, monkeypatch):
     monkeypatch.setattr(baseline, "read", lambda folder, split: noisy)
+    monkeypatch.setattr(baseline, "read_manifest", lambda folder: SimpleNamespace(digest="abc"))
     files = baseline.trained("pairs", tmp_path, 20_000, [1e-3, 1e-9], 1.0, 4, "cpu")
     assert baseline.best(files) == files[0] == tmp_path / "l1_0.001.safetensors"
     note, changed = baseline.note_of(files[0]), files[0].stat().st_mtime_ns
