@@ -2,9 +2,9 @@
 
 `python -m benchmarks.full_size` writes benchmarks/results/full_size.json and .md: two steps of `sd21` stage 2 at 512 px
 from a folder in SD 2.1-base's layout, and one of stage 1 (HQ dictionary); batch 1, activation checkpointing,
-DeepSpeed's engines; fp32 on this CPU, or with --device cuda and --precision on a GPU. Losses whose weights come with no package
-(VGG's) are off; dlib's identity loss is on. Exits with 1 where a loss is not finite, a LoRA pair or the adapter has no
-gradient, any other tensor changes, or the peak is above 20 GiB.
+DeepSpeed's engines; fp32 on this CPU, or with --device cuda and --precision on a GPU. Losses whose weights come with no
+package (VGG's) are off; dlib's identity loss is on. Exits with 1 where a loss is not finite, a LoRA pair or the adapter
+has no gradient, any other tensor changes, or the peak is above 20 GiB.
 
 B of every LoRA pair is zero at first, so that A's gradients are zero in the very first step by construction: A is
 looked at in the last.
