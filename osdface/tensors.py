@@ -27,15 +27,16 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
         raise UserError(f"{path}: not a safetensors file, or damaged ({error}); fetch it again") from None
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, arrays: bool = False) -> Any:
     """What a torch checkpoint (.ckpt, .pth) holds, if that is tensors and plain containers; nothing in it is executed.
 
-    Raises UserError where it is missing, damaged, or holds anything else.
+    arrays: numpy's of floats are taken too. Raises UserError where it is missing, damaged, or holds anything else.
     """
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_arrays() if arrays else []):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError as error:
@@ -45,6 +46,15 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # damaged archives raise many kinds
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a checkpoint of torch, or damaged ({first}); fetch it again") from None
+
+
+def _numpy_arrays() -> list[Any]:
+    """What a pickle of an array names: its maker, under the names of old and new versions, and its types."""
+    import numpy as np
+
+    make = np.zeros(0).__reduce__()[0]
+    made = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    return [*made, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("float32", "float64"))]
 
 
 def check(name: str | Path, expected: "Mapping[str, Size]", found: Mapping[str, Any]) -> None:

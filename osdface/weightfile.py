@@ -1,9 +1,10 @@
 """Whether a third-party weight file is what it claims to be, and putting one where it is looked for."""
 
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from osdface import weights
 from osdface.config import home
@@ -13,7 +14,12 @@ from osdface.tensors import check as check_tensors
 from osdface.tensors import read_pickle, shapes
 from osdface.weights import WEIGHTS
 
+if TYPE_CHECKING:
+    import numpy as np
+
 DIGITS = 8  # of a digest, in a message
+FEATURES = 2048  # of FID's network
+STATISTICS = {"fid_ffhq_vqfr": ("mean", "cov"), "fid_ffhq_clean": ("mu", "sigma")}
 
 
 class Added(NamedTuple):
@@ -168,6 +174,46 @@ def _matlab(name: str, path: Path) -> None:
         raise UserError(f"{path}: not NIQE's parameters ({', '.join(sorted(wanted - held))} missing)")
 
 
+def _torchscript(name: str, path: Path) -> None:
+    """Its digest says whether it is the published one; here, only whether it is an archive of that kind."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an archive of TorchScript, or damaged ({error}); fetch it again") from None
+    if not any("/code/" in held for held in inside):
+        raise UserError(f"{path}: holds no program, as {WEIGHTS[name].file} does; fetch it again")
+
+
+def read_statistics(name: str, path: Path) -> "tuple[np.ndarray, np.ndarray]":
+    """FID's statistics of a set of pictures: mean (2048,) and covariance (2048, 2048), float.
+
+    Raises UserError where the file holds something else.
+    """
+    import numpy as np
+
+    keys = STATISTICS[name]
+    read = read_pickle(path, arrays=True) if name == "fid_ffhq_vqfr" else _read_npz(path)
+    found = [np.asarray(read[key]) for key in keys if key in read] if isinstance(read, Mapping) else []
+    if [array.shape for array in found] != [(FEATURES,), (FEATURES, FEATURES)]:
+        raise UserError(f"{path}: not FID's statistics ({' and '.join(keys)} of {FEATURES} features)")
+    return found[0], found[1]
+
+
+def _read_npz(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except Exception as error:  # damaged archives raise many kinds
+        raise UserError(f"{path}: not an archive of numpy, or damaged ({error}); fetch it again") from None
+
+
+def _statistics(name: str, path: Path) -> None:
+    read_statistics(name, path)
+
+
 READERS: dict[str, Callable[[str, Path], None]] = {
     "dlib_identity": _identity,
     "dlib_landmarks": _dlib,
@@ -184,6 +230,10 @@ READERS: dict[str, Callable[[str, Path], None]] = {
     "inception": _tensors,
     "musiq": _tensors,
     "niqe": _matlab,
+    "clip_rn50": _torchscript,
+    "maniqa": _tensors,
+    "fid_ffhq_vqfr": _statistics,
+    "fid_ffhq_clean": _statistics,
     "deg": _identity,
     "lmd": _tensors,
 }

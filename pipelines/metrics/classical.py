@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from skimage.metrics import mean_squared_error, structural_similarity
 
+WINDOW = 7  # pixels of a side of SSIM's
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -23,7 +25,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
 
     Pictures have at least 7 pixels a side.
     """
-    return float(structural_similarity(reference, image, channel_axis=2, data_range=255))
+    return float(structural_similarity(reference, image, win_size=WINDOW, channel_axis=2, data_range=255))
 
 
 METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
