@@ -30,7 +30,7 @@ class Actor:
         measured = self.measure(json.loads(chunk))
         first = measured[0]
         columns: dict[str, list | np.ndarray] = {
-            "index": [one.index for one in measured],
+            "index": [one.number for one in measured],
             ROW: [json.dumps(one.row) for one in measured],
         }
         columns |= {SHOWN + what: np.stack([one.shown[what] for one in measured]) for what in first.shown}

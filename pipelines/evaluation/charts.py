@@ -1,6 +1,6 @@
 """Three kinds of plot as SVG text, coloured by the page's own variables, with a title that screen readers say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -8,10 +8,10 @@ import numpy as np
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 34
 BINS = 24
-Series = dict[str, Sequence[float]]
+Point = tuple[float, float, float]
 
 
-def lines(label: str, ticks: Sequence[str], series: dict[str, Sequence[tuple[float, float, float]]]) -> str:
+def lines(label: str, ticks: Sequence[str], series: Mapping[str, Sequence[Point]]) -> str:
     """(value, low, high) at each tick, a line with bars for every series; not-a-number leaves a gap."""
     every = np.array([point for points in series.values() for point in points], float)
     scale = _Scale(every)
@@ -23,11 +23,13 @@ def lines(label: str, ticks: Sequence[str], series: dict[str, Sequence[tuple[flo
         parts.append(f'<polyline class="s{number}" points="{path}"/>')
         parts += [f'<line class="s{number}" x1="{x:.1f}" x2="{x:.1f}" y1="{a:.1f}" y2="{b:.1f}"/>' for x, _, a, b in at]
         parts += [f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y, _, _ in at]
-    parts += [_text(scale.x((i + 0.5) / len(ticks)), HEIGHT - BOTTOM + 16, tick, "middle") for i, tick in enumerate(ticks)]
+    parts += [
+        _text(scale.x((i + 0.5) / len(ticks)), HEIGHT - BOTTOM + 16, tick, "middle") for i, tick in enumerate(ticks)
+    ]
     return _svg(label, parts)
 
 
-def histogram(label: str, series: Series) -> str:
+def histogram(label: str, series: Mapping[str, Sequence[float]]) -> str:
     """How often values come, an outline for every series."""
     every = np.concatenate([np.asarray(values, float) for values in series.values()])
     every = every[np.isfinite(every)]
@@ -41,14 +43,13 @@ def histogram(label: str, series: Series) -> str:
         ys = [scale.y(0), *(scale.y(c) for c in count for _ in range(2)), scale.y(0)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
         parts.append(f'<polygon class="s{number} area" points="{path}"/>')
-    for fraction in (0, 0.5, 1):
+    for fraction, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         value = edges[0] + fraction * (edges[-1] - edges[0])
-        anchor = {0: "start", 1: "end"}.get(fraction, "middle")
         parts.append(_text(scale.x(fraction), HEIGHT - BOTTOM + 16, f"{value:.4g}", anchor))
     return _svg(label, parts)
 
 
-def bars(label: str, values: dict[str, float]) -> str:
+def bars(label: str, values: Mapping[str, float]) -> str:
     """Shares from 0 to 1, a horizontal bar each, with a line at one half."""
     step, left = 24, 130
     height = step * len(values) + 24
@@ -94,5 +95,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _svg(label: str, parts: Sequence[str], height: float = HEIGHT) -> str:
-    head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {height:g}"><title>{escape(label)}</title>'
+    head = (
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {height:g}"><title>{escape(label)}</title>'
+    )
     return head + "".join(parts) + "</svg>"

@@ -19,7 +19,7 @@ TITLES = {"lq": "LQ", REFERENCE: "HQ"}
 class Face(NamedTuple):
     """A face that is shown. value: of the metric that sorts, None without."""
 
-    index: int
+    number: int
     key: str
     value: float | None
     shown: dict[str, np.ndarray]
@@ -42,14 +42,14 @@ class Gallery:
     def add(self, one: Measured) -> None:
         """Look at a face."""
         value = one.row[f"{self._judged}_{self.metric.name}"] if self.metric else None
-        face = Face(one.index, one.row["key"], value, one.shown)
-        if one.index in self._wanted:
+        face = Face(one.number, one.row["key"], value, one.shown)
+        if one.number in self._wanted:
             self._spread.append(face)
         if value is None or self.metric is None:
             return
         good = value if self.metric.better == "higher" else -value
         for heap, rank in ((self._best, good), (self._worst, -good)):
-            heapq.heappush(heap, (rank, -one.index, face))
+            heapq.heappush(heap, (rank, -one.number, face))
             if len(heap) > self._ends:
                 heapq.heappop(heap)
 
@@ -63,7 +63,7 @@ class Gallery:
 
     def spread(self) -> list[Face]:
         """Some of all, in their order."""
-        return sorted(self._spread, key=lambda face: face.index)
+        return sorted(self._spread, key=lambda face: face.number)
 
 
 def sheet(faces: list[Face]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures restored and measured, a chunk at a time; the chunks do not depend on who measures them, so nor do values."""
+"""Pictures restored and measured in chunks that do not depend on who measures them; so nor do values."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
     shown: (192, 192, 3) uint8, by what it is.
     """
 
-    index: int
+    number: int
     row: dict[str, Any]
     features: dict[tuple[str, str], np.ndarray]
     shown: dict[str, np.ndarray]

@@ -100,7 +100,9 @@ class Matched:
             what: sorted(files[key].name for key in set(files) - set(self.keys)) for what, files in found.items()
         }
         if not self.keys:
-            first = ", ".join(f"{what} has {min(file.name for file in files.values())}" for what, files in found.items())
+            first = ", ".join(
+                f"{what} has {min(file.name for file in files.values())}" for what, files in found.items()
+            )
             raise UserError(f"{' and '.join(folders.values())}: no picture has the same name in both ({first}, ...)")
         self.files = [{what: files[key] for what, files in found.items()} for key in self.keys]
         with ThreadPoolExecutor(THREADS) as pool:

@@ -43,7 +43,9 @@ class TestSet(Strict):
                 raise UserError(f"{folder}: has {count} pictures, but {self.title} has {expected}; get {self.get[0]}")
         if (sizes := found.sizes("lq")) != {(self.size, self.size)}:
             width, height = min(sizes - {(self.size, self.size)})
-            raise UserError(f"{folders['lq']}: has a picture of {width}x{height}, but {self.title} has {self.size} pixels")
+            raise UserError(
+                f"{folders['lq']}: has a picture of {width}x{height}, but {self.title} has {self.size} pixels"
+            )
         return found
 
     def _under(self, root: str, folder: str) -> str:
