@@ -144,7 +144,9 @@ def test_of_a_registered_model_they_are_the_logged_models_on_that_dataset(same_s
     version = registry.register(model)
     made = evaluate(on(model, pairs, split="val"), tmp_path / "out")
     client = MlflowClient(tracking.uri())
-    logged = client.get_logged_model(client.get_model_version(version.name, version.version).model_id)
+    logged = client.get_logged_model(
+        client.get_model_version(version.name, version.version).source.removeprefix("models:/")
+    )
     found = {metric.key: metric for metric in logged.metrics}
     assert found["psnr"].value == pytest.approx(made["metrics"]["psnr"]["restored"])
     assert found["lq_ssim"].value == pytest.approx(made["metrics"]["ssim"]["lq"])
