@@ -53,20 +53,29 @@ def evaluate(
     )  # fmt: skip
     with console.progress("pictures") as progress:
         report = run.evaluate(wanted, out, progress)
-    for name, by in report["intervals"].items():
-        console.say(f"{name:<16}" + "  ".join(f"{which} {_interval(interval)}" for which, interval in by.items()))
-    for missing in report["missing"]:
-        console.say(f"{missing['name']:<16}left out: needs {missing['file']}")
+    _show(report)
     if require:
         _require(report, require, f"see {out}/{run.REPORT_FILE}")
     console.say(f"{out}/{run.REPORT_FILE}")
     return report
 
 
+def _show(report: dict[str, Any]) -> None:
+    intervals = report["intervals"]
+    width = max(map(len, intervals))
+    for name, by in intervals.items():
+        console.say(f"{name:<{width}}  " + "  ".join(f"{which} {_interval(one)}" for which, one in by.items()))
+    needed: dict[str, list[str]] = {}
+    for missing in report["missing"]:
+        needed.setdefault(missing["name"], []).append(missing["file"])
+    for name, files in needed.items():
+        console.say(f"{name}: left out, needs {' and '.join(files)}")
+
+
 def _interval(interval: dict[str, Any]) -> str:
     """In rich's markup, for which a bracket opens a style."""
     if interval["value"] is None:
-        return "–"
+        return "no value"
     ends = "" if interval["low"] is None else rf" \[{interval['low']:.3f}, {interval['high']:.3f}]"
     return f"{interval['value']:.3f}{ends}"
 

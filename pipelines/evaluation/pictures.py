@@ -1,5 +1,6 @@
 """What is evaluated: the pairs of a dataset, or pictures of folders and archives matched by name."""
 
+import contextlib
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,10 @@ def _look(files: dict[str, _File]) -> _Look:
 
 
 def _upright(header: Image.Image) -> tuple[int, int]:
-    """Its size as it is shown."""
+    """Its size as `read_image` gives it, from the header alone: Pillow decodes a PNG to look for a late EXIF block."""
     width, height = header.size
-    return (height, width) if header.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+    turned = False
+    if "exif" in header.info or header.format == "TIFF":
+        with contextlib.suppress(Exception):  # broken metadata spoils no picture
+            turned = header.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (height, width) if turned else (width, height)
