@@ -1,5 +1,6 @@
 """Three kinds of plot as SVG text, coloured by the page's own variables, with a title that screen readers say."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -59,7 +60,7 @@ def bars(label: str, values: Mapping[str, float]) -> str:
         y = 4 + i * step
         parts.append(_text(left - 8, y + 13, name, "end"))
         parts.append(f'<rect class="s0 area" x="{left}" y="{y}" width="{across * value:.1f}" height="{step - 8}"/>')
-        parts.append(_text(left + across * value + 6, y + 13, f"{value:.0%}", "start"))
+        parts.append(_text(WIDTH - 4, y + 13, f"{value:.0%}", "end"))
     middle = left + across / 2
     parts.append(f'<line class="half" x1="{middle}" x2="{middle}" y1="0" y2="{height - 20}"/>')
     parts.append(_text(middle, height - 6, "50%", "middle"))
@@ -67,7 +68,7 @@ def bars(label: str, values: Mapping[str, float]) -> str:
 
 
 class _Scale:
-    """Where numbers lie on the canvas; the vertical axis is fitted to them."""
+    """Where numbers lie on the canvas; the vertical axis is fitted to them, from zero on where it must be."""
 
     def __init__(self, values: np.ndarray, zero: bool = False):
         finite = values[np.isfinite(values)]
@@ -82,11 +83,15 @@ class _Scale:
         return HEIGHT - BOTTOM - (value - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
     def axis(self) -> str:
+        """Lines at round numbers."""
+        rough = (self.high - self.low) / 4
+        power = 10 ** math.floor(math.log10(rough))
+        step = power * next(nice for nice in (1, 2, 5, 10) if power * nice >= rough * 0.999)
         marks = []
-        for value in np.linspace(self.low, self.high, 5)[:-1]:
-            y = self.y(value)
+        for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1):
+            y = self.y(k * step)
             marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            marks.append(_text(LEFT - 6, y + 4, f"{value:.3g}", "end"))
+            marks.append(_text(LEFT - 6, y + 4, f"{k * step:.6g}", "end"))
         return "".join(marks)
 
 

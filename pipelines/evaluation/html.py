@@ -36,7 +36,7 @@ def page(result: dict[str, Any], table: Table, rows: Rows, gallery: Gallery) -> 
         "Every metric": _metrics(result, what),
         "Compared": _compared(result, made_of(tuple(what))),
         "By severity": _severity(result, what),
-        "Distributions": _histograms(result, rows, what),
+        "Spread of values": _histograms(result, rows, what),
         "Faces": _faces("Spread over the set.", gallery.spread(), gallery),
         "Best": _faces("The best.", gallery.best(), gallery),
         "Worst": _faces("The worst.", gallery.worst(), gallery),

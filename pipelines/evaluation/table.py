@@ -7,8 +7,8 @@ from osdface import config
 from osdface.config import Strict
 
 FILE = Path(__file__).parent / "paper.yaml"
-DIGITS = {"lower": "↓", "higher": "↑"}
-NAMES = {"lq": "input (LQ)", "restored": "this", "against": "against"}
+ARROWS = {"lower": "↓", "higher": "↑"}
+NAMES = {"lq": "input (LQ)", "restored": "restored", "against": "against"}
 
 
 class Column(Strict):
@@ -54,18 +54,17 @@ def table(summary: dict[str, Any], which: str | None, references: bool, names: d
     paper = config.load(Paper, FILE)
     quoted = paper.tables[which or ("celeba_test" if references else "wider_test")]
     metrics: dict[str, dict[str, float | None]] = summary["metrics"]
-    used = [next((name for name in paper.columns[head].ours if name in metrics), None) for head in quoted.columns]
-    what = list(next(iter(metrics.values())))
+    there = {name for name, by in metrics.items() if any(value is not None for value in by.values())}
+    used = [next((name for name in paper.columns[head].ours if name in there), None) for head in quoted.columns]
     ours = [
-        (NAMES.get(one, one) if one not in names else names[one],
-         [_cell(metrics[name][one] if name else None) for name in used], False)
-        for one in what
-    ]  # fmt: skip
+        (names.get(one) or NAMES[one], [_cell(metrics[name][one] if name else None) for name in used], False)
+        for one in next(iter(metrics.values()))
+    ]
     theirs = [(name, [_cell(value) for value in values], True) for name, values in quoted.rows.items()]
     shown = theirs if which or references else []
     return Table(
         quoted.title if which else "Pictures of your own, in the columns of the paper's " + quoted.title.split(",")[0],
-        [f"{head} {DIGITS[paper.columns[head].better]}" for head in quoted.columns],
+        [f"{head} {ARROWS[paper.columns[head].better]}" for head in quoted.columns],
         [*shown, *ours],
         _note(quoted, which, used, bool(shown)),
     )
