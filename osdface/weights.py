@@ -84,7 +84,9 @@ WEIGHTS: dict[str, Weights] = {
         DLIBS_IDENTITY, published=("resnet18_110.pth",)),
     "inception": Weights("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0", True, "FID", NO_METRIC, "6726825d"),
     "musiq": Weights("musiq_koniq_ckpt-e95806b9.pth", IQA, False, "MUSIQ", NO_METRIC, "e95806b9"),
-    "niqe": Weights(NIQE, UT, True, "NIQE", NO_METRIC, package="pipelines/metrics/" + NIQE),
+    "niqe": Weights(
+        NIQE, UT, True, "NIQE", NO_METRIC,
+        "497639441fab8fc4b91df162427eef62e9d1eb25a7e16c3b3cb64735f480eb3e", "pipelines/metrics/" + NIQE),
     "clip_rn50": Weights(
         "RN50.pt", "MIT", True, "CLIPIQA", NO_METRIC,
         "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),

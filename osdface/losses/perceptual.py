@@ -5,7 +5,7 @@ calibrated by people's judgements; where those files are not on this machine, dl
 own name, with uniform weights. Never a random one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -138,19 +138,22 @@ class DlibFeatures(nn.Module):
         return self.network.maps(images, self.STAGES)
 
 
-class _DISTS(nn.Module):
+Maps = Callable[[Tensor], list[Tensor]]  # pictures (B, 3, H, W) in [0, 1] -> feature maps
+
+
+class DISTS(nn.Module):
     """DISTS: 1 - the weighted sum of agreement in mean and in structure, by channel, of pictures and feature maps.
 
-    (B, 3, H, W) twice -> (B,), 0 for equal pictures. Without a calibration every map counts the same, and in it every
-    channel.
+    (B, 3, H, W) twice -> (B,), 0 for equal pictures. calibration: alpha and beta; without, every map counts the same,
+    and in it every channel.
     """
 
-    def __init__(self, features: Features):
+    def __init__(self, features: Maps, calibration: tuple[Tensor, Tensor] | None = None):
         super().__init__()
-        self.features = VGG16Features(smooth=True) if features == "vgg16" else DlibFeatures()
+        self.features = features
         self.calibration: nn.ParameterDict | None = None
-        if features == "vgg16":
-            alpha, beta = read_dists(weights.find("dists"))
+        if calibration:
+            alpha, beta = calibration
             total = alpha.sum() + beta.sum()
             self.calibration = nn.ParameterDict({"alpha": alpha / total, "beta": beta / total}).requires_grad_(False)
 
@@ -176,19 +179,16 @@ def _agreement(x: Tensor, y: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tenso
     return of_means, (2 * covariance + floor) / (variances + floor)
 
 
-class _LPIPS(nn.Module):
+class LPIPS(nn.Module):
     """LPIPS: squared differences of feature maps normalised to length 1 at every position, weighted by channel.
 
-    (B, 3, H, W) twice -> (B,), 0 for equal pictures. Without a calibration every channel has the weight 1.
+    (B, 3, H, W) twice -> (B,), 0 for equal pictures. calibration: the channels' weights by map; without, all are 1.
     """
 
-    def __init__(self, features: Features):
+    def __init__(self, features: Maps, calibration: Sequence[Tensor] | None = None):
         super().__init__()
-        self.features = VGG16Features(smooth=False) if features == "vgg16" else DlibFeatures()
-        self.calibration: nn.ParameterList | None = None
-        if features == "vgg16":
-            read = read_lpips(weights.find("lpips_vgg"), LPIPS_WIDTHS["lpips_vgg"])
-            self.calibration = nn.ParameterList(read).requires_grad_(False)
+        self.features = features
+        self.calibration = nn.ParameterList(calibration).requires_grad_(False) if calibration else None
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         differences = [
@@ -243,7 +243,7 @@ class PerceptualDistance(nn.Module):
     def __init__(self, kind: Kind, features: Features, grey: Grey = "mean"):
         super().__init__()
         self.name, self.grey, self.edges = f"{kind}.{features}", grey, kind.startswith("ea_")
-        self.distance = (_DISTS if kind.endswith("dists") else _LPIPS)(features)
+        self.distance = _distance(kind, features)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         image, target = image.float(), target.float()
@@ -253,6 +253,16 @@ class PerceptualDistance(nn.Module):
             edges = (sobel(x, self.grey).expand(-1, 3, -1, -1) for x in (image, target))
             distance = distance + self.distance(*edges)
         return distance.mean()
+
+
+def _distance(kind: Kind, features: Features) -> DISTS | LPIPS:
+    dists = kind.endswith("dists")
+    if features == "dlib":
+        return (DISTS if dists else LPIPS)(DlibFeatures())
+    network = VGG16Features(smooth=dists)
+    if dists:
+        return DISTS(network, read_dists(weights.find("dists")))
+    return LPIPS(network, read_lpips(weights.find("lpips_vgg"), LPIPS_WIDTHS["lpips_vgg"]))
 
 
 def needed(kind: Kind, features: Features) -> list[str]:

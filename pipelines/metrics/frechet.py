@@ -27,8 +27,8 @@ def fitted(features: np.ndarray) -> Gaussian:
     if len(features) < 2:
         return Gaussian(features.mean(0), np.full((1, features.shape[1]), np.nan))
     mean = features.mean(0)
-    _, root = np.linalg.qr((features - mean) / np.sqrt(len(features) - 1))
-    return Gaussian(mean, root)
+    spread = (features - mean) / np.sqrt(len(features) - 1)
+    return Gaussian(mean, np.asarray(np.linalg.qr(spread, mode="r")))
 
 
 def published(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

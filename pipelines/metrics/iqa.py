@@ -6,6 +6,7 @@ pyiqa takes seconds to import, so it is imported inside them.
 
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,13 @@ def niqe(device: str, parameters: Path) -> Values:
 
         return _values(NIQE(pretrained_model_path=str(parameters)), device)
 
-    return lambda images: measure()(images)
+    def values(images: np.ndarray) -> Sequence[float]:
+        try:
+            return measure()(images)
+        except torch.linalg.LinAlgError:  # a flat picture has no value, and in pyiqa neither has its batch
+            return [values(images[i : i + 1])[0] for i in range(len(images))] if len(images) > 1 else [math.nan]
+
+    return values
 
 
 def musiq(device: str, path: Path) -> Values:

@@ -54,12 +54,13 @@ def torchvision(name: str, path: Path) -> nn.Module:
     """torchvision's network of that name, of which only the convolutional part, `features`, is filled."""
     from torchvision.models import get_model
 
-    network = get_model(name)
+    with torch.device("meta"):
+        network = get_model(name)
     read = read_pickle(path)
     wanted = {f"features.{key}": value.shape for key, value in network.features.state_dict().items()}
     found = {key: read[key] for key in wanted if key in read} if isinstance(read, Mapping) else {}
     check(f"{path}: not {name}'s weights", wanted, found)
-    network.features.load_state_dict({key.removeprefix("features."): value for key, value in found.items()})
+    network.features.load_state_dict({key.removeprefix("features."): found[key] for key in wanted}, assign=True)
     return network
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from osdface import identity as networks
 from osdface.identity.arcface import GREY_SIDE, GreyArcFace
@@ -70,7 +70,7 @@ def ida(device: str, path: Path) -> Values:
 def lmd(device: str, path: Path) -> Values:
     """VQFR's LMD: the mean distance of 98 landmarks in pixels of the pictures, found by a stack of four hourglasses.
 
-    facexlib's network; `landmarks` is its decoding without its two slips at the border of a heatmap, where it shifts
+    facexlib's network; `decode` is its decoding without its two slips at the border of a heatmap, where it shifts
     all points of a picture if one lies on the first or last row, and leaves the array if one lies in the last corner.
     """
     from facexlib.alignment.awing_arch import FAN
@@ -79,21 +79,23 @@ def lmd(device: str, path: Path) -> Values:
     fill(network, path, "the landmark network")
     frozen(network, device)
 
-    def points(images: np.ndarray) -> np.ndarray:
-        small = np.stack([cv2.resize(image, (FAN_SIDE, FAN_SIDE)) for image in images])
-        heatmaps, _ = network(tensor(small, device))
-        height, width = images.shape[1:3]
-        return landmarks(heatmaps[-1][:, :LANDMARKS]) * (width / HEATMAP, height / HEATMAP)  # the last: a boundary
-
     def values(images: np.ndarray, references: np.ndarray) -> Sequence[float]:
         with torch.inference_mode():
-            apart = np.linalg.norm(points(images) - points(references), axis=2)
-        return [float(distance) for distance in apart.mean(1)]
+            apart = landmarks(network, images, device) - landmarks(network, references, device)
+        return [float(distance) for distance in np.linalg.norm(apart, axis=2).mean(1)]
 
     return values
 
 
-def landmarks(heatmaps: Tensor) -> np.ndarray:
+def landmarks(network: nn.Module, images: np.ndarray, device: str) -> np.ndarray:
+    """Pictures (B, H, W, 3) uint8 -> (B, 98, 2), x and y in their pixels."""
+    small = np.stack([cv2.resize(image, (FAN_SIDE, FAN_SIDE)) for image in images])
+    heatmaps, _ = network(tensor(small, device))
+    height, width = images.shape[1:3]
+    return decode(heatmaps[-1][:, :LANDMARKS]) * (width / HEATMAP, height / HEATMAP)  # after the last: a boundary
+
+
+def decode(heatmaps: Tensor) -> np.ndarray:
     """Heatmaps (B, N, H, W) -> (B, N, 2), x and y in their pixels: the centre of the largest value's pixel, moved a
     quarter of a pixel along each axis towards the larger neighbour."""
     padded = F.pad(heatmaps.float(), (1, 1, 1, 1)).cpu().numpy()

@@ -15,6 +15,7 @@ INSTALLED = {
     "dlib_mmod",
     "lpips_vgg",
     "lpips_alex",
+    "niqe",
 }  # with packages of the lock file
 
 
@@ -75,7 +76,7 @@ def test_people_see_what_is_missing_where_to_put_it_and_what_to_do(bare, tmp_pat
     assert str(other) in line["vgg19"]
     for part in ("f5e65c96", "EA-DISTS", "choose dlib's features"):
         assert part in line["dists"]
-    assert "no digest published" in line["niqe"]
+    assert "no digest published" in line["lmd"]
     assert f"  {bare / 'weights'}" in lines
     assert any("Without c++ and ninja DeepSpeed cannot compile its op" in line for line in lines)
     assert len(lines) < 60

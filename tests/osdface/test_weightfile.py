@@ -51,14 +51,21 @@ def layout(name: str) -> object:
 
 
 def write(path, name):
+    mean, covariance = np.zeros(2048), np.zeros((2048, 2048))
     if name == "niqe":
         savemat(path, {"mu_prisparam": np.zeros((1, 36)), "cov_prisparam": np.zeros((36, 36))})
+    elif name == "clip_rn50":
+        torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+    elif name == "fid_ffhq_vqfr":
+        torch.save({"name": "FFHQ", "size": 512, "mean": mean, "cov": covariance}, path)
+    elif name == "fid_ffhq_clean":
+        np.savez_compressed(path, mu=mean, sigma=covariance)
     else:
         torch.save(layout(name), path)
     return path
 
 
-NOT_PACKAGED = [name for name, entry in weights.WEIGHTS.items() if not entry.package]
+NOT_PACKAGED = [name for name, entry in weights.WEIGHTS.items() if not entry.package or name == "niqe"]
 
 
 def test_every_file_of_the_table_has_its_reader():

@@ -53,12 +53,12 @@ def test_a_package_that_is_not_installed_is_a_missing_file(bare, monkeypatch):
 def test_status_hashes_only_when_asked(bare, monkeypatch):
     ours = bare / "home/weights"
     ours.mkdir(parents=True)
-    for name in ("dlib_mmod", "vgg19", "niqe"):
+    for name in ("dlib_mmod", "vgg19", "lmd"):
         Path(ours, weights.WEIGHTS[name].file).write_bytes(b"something else")
     digests = {status.name: status.digest for status in weights.status(check=True)}
     assert digests["dlib_identity"] == digests["dlib_landmarks"] == "ok"
     assert digests["dlib_mmod"] == digests["vgg19"] == "mismatch"
-    assert digests["niqe"] == "unknown"
+    assert digests["lmd"] == "unknown"
     assert digests["dists"] == "not checked"
     absent = next(status for status in weights.status() if status.name == "dists")
     assert not absent.present
