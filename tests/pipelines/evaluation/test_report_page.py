@@ -184,7 +184,16 @@ def test_the_page_is_whole_and_asks_nothing_of_any_server(result, measured):
     assert all(link.startswith("data:image/jpeg;base64,") for link in parser.links if link not in inside)
     assert "url(" not in page
     assert "@import" not in page
-    for section in ("table", "every-metric", "compared", "by-severity", "spread-of-values", "best", "worst", "left-out"):
+    for section in (
+        "table",
+        "every-metric",
+        "compared",
+        "by-severity",
+        "spread-of-values",
+        "best",
+        "worst",
+        "left-out",
+    ):
         assert section in parser.ids
     assert "a &lt;model&gt;" in page
     assert "&lt;7&gt;" in page
