@@ -36,7 +36,10 @@ def evaluate(
     require: Annotated[
         str | None, typer.Option(help="A metric in which --model must beat --against, or the command fails.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes over Ray, each with a model; 1: no Ray.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes over Ray, each with a model; 1 if absent, or what --address has."),
+    ] = None,
     address: options.Address = None,
 ) -> dict:
     """Measure pictures with intervals: metrics.json, rows.parquet, report.html, sheets.
@@ -64,7 +67,8 @@ def _show(report: dict[str, Any]) -> None:
     intervals = report["intervals"]
     width = max(map(len, intervals))
     for name, by in intervals.items():
-        console.say(f"{name:<{width}}  " + "  ".join(f"{which} {_interval(one)}" for which, one in by.items()))
+        shown = "  ".join(f"{which} {_interval(one)}" for which, one in by.items())
+        console.say(f"{name:<{width}}  {shown}{_counted(by, report['pairs'])}")
     needed: dict[str, list[str]] = {}
     for missing in report["missing"]:
         needed.setdefault(missing["name"], []).append(missing["file"])
@@ -78,6 +82,12 @@ def _interval(interval: dict[str, Any]) -> str:
         return "no value"
     ends = "" if interval["low"] is None else rf" \[{interval['low']:.3f}, {interval['high']:.3f}]"
     return f"{interval['value']:.3f}{ends}"
+
+
+def _counted(by: dict[str, dict[str, Any]], pairs: int) -> str:
+    """How many pictures enter the means, where that is not all."""
+    least = min(interval["counted"] for interval in by.values())
+    return f"  (of {least} of {pairs} pictures)" if least < pairs else ""
 
 
 def _require(report: dict[str, Any], metric: str, see: str) -> None:

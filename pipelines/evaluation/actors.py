@@ -27,21 +27,13 @@ class Actor:
 
     def __call__(self, batch: dict) -> dict:
         (chunk,) = batch["chunk"]
-        measured = self.measure(json.loads(chunk))
-        first = measured[0]
-        columns: dict[str, list | np.ndarray] = {
-            "index": [one.number for one in measured],
-            ROW: [json.dumps(one.row) for one in measured],
-        }
-        columns |= {SHOWN + what: np.stack([one.shown[what] for one in measured]) for what in first.shown}
-        columns |= {FEATURES + json.dumps(at): np.stack([m.features[at] for m in measured]) for at in first.features}
-        return columns
+        return _columns(self.measure(json.loads(chunk)))
 
 
-def over(job: Job, workers: int, address: str | None = None) -> Iterator[list[Measured]]:
+def over(job: Job, workers: int | None, address: str | None = None) -> Iterator[list[Measured]]:
     """Every chunk, in any order, from at most `workers` actors of a cluster, or of this machine.
 
-    Raises UserError as a `Measurer` does, and where the cluster has no CPUs for an actor.
+    workers: None for as many as fit. Raises UserError as a `Measurer` does, and where there are no CPUs for an actor.
     """
     cluster.connect(address)
     shape = Shape.of([node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -52,7 +44,7 @@ def over(job: Job, workers: int, address: str | None = None) -> Iterator[list[Me
         Actor,
         batch_size=1,
         fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(orders))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers or shape.actors, len(orders)))),
         num_cpus=cpus,
         num_gpus=shape.gpus,
     )
@@ -65,7 +57,17 @@ def over(job: Job, workers: int, address: str | None = None) -> Iterator[list[Me
         raise
 
 
+def _columns(measured: list[Measured]) -> dict[str, list | np.ndarray]:
+    first = measured[0]
+    columns: dict[str, list | np.ndarray] = {
+        "number": [one.number for one in measured],
+        ROW: [json.dumps(one.row) for one in measured],
+    }
+    columns |= {SHOWN + what: np.stack([one.shown[what] for one in measured]) for what in first.shown}
+    return columns | {FEATURES + json.dumps(at): np.stack([m.features[at] for m in measured]) for at in first.features}
+
+
 def _measured(row: dict) -> Measured:
     named = {tuple(json.loads(n.removeprefix(FEATURES))): value for n, value in row.items() if n.startswith(FEATURES)}
     shown = {name.removeprefix(SHOWN): value for name, value in row.items() if name.startswith(SHOWN)}
-    return Measured(int(row["index"]), json.loads(row[ROW]), named, shown)
+    return Measured(int(row["number"]), json.loads(row[ROW]), named, shown)

@@ -74,7 +74,7 @@ def _metrics(result: dict[str, Any], what: list[str]) -> str:
     body = []
     for name, by in result["intervals"].items():
         label = result["labels"][name]
-        counted = "/".join(dict.fromkeys(str(by[one]["counted"]) for one in what))
+        counted = "/".join(dict.fromkeys(str(by[one]["counted"]) for one in what)) + f" of {result['pairs']}"
         body.append(
             [
                 f"{name} {'↑' if label['better'] == 'higher' else '↓'}",

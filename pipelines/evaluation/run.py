@@ -38,7 +38,7 @@ def evaluate(wanted: Wanted, out: Path, progress: Progress | None = None) -> dic
     pictures = wanted.pictures()
     path = bundle.resolve(wanted.model) if wanted.model else None
     job = Job(pictures, _models(path, wanted.against), wanted.metrics)
-    suite = measure.suite(job)
+    suite = measure.suite(job, None if wanted.alone() else "cpu")  # elsewhere the networks are the actors'
     _some(suite, wanted.require)
     _prepare(out)
     settings = wanted.model_dump(mode="json", exclude={"workers", "address", "require"}, exclude_none=True)
@@ -126,7 +126,7 @@ def _measure(job: Job, suite: Suite, wanted: Wanted, progress: Progress | None) 
 
 
 def _chunks(job: Job, suite: Suite, wanted: Wanted) -> Iterator[list[Measured]]:
-    if wanted.workers == 1 and wanted.address is None:
+    if wanted.alone():
         return measure.here(job, suite)
     from pipelines.evaluation import actors  # Ray, which one process does without
 

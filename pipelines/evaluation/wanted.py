@@ -27,7 +27,7 @@ class Wanted(Strict):
     """Options of `osdface evaluate`, as it describes them; addresses of folders, archives or URLs.
 
     On one of a pair dataset (`data`), a named set in `root`, pictures with their references, or without. metrics: by
-    name, None for all. workers: 1 is this process. address: a Ray cluster.
+    name, None for all. workers: 1 is this process; None too, or as many as fit on the Ray cluster at `address`.
     """
 
     model: str | None = None
@@ -41,7 +41,7 @@ class Wanted(Strict):
     root: str | None = None
     metrics: tuple[str, ...] | None = None
     require: str | None = None
-    workers: int = 1
+    workers: int | None = None
     address: str | None = None
 
     def check(self) -> None:
@@ -71,6 +71,10 @@ class Wanted(Strict):
         assert self.restored
         assert self.reference
         return Matched({"restored": self.restored, REFERENCE: self.reference})
+
+    def alone(self) -> bool:
+        """Whether this process does all of the work."""
+        return self.address is None and self.workers in (None, 1)
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None

@@ -28,6 +28,7 @@ def report(monkeypatch) -> dict:
             "niqe": {"better": "lower"},
         },
         "missing": [{"name": "dists", "file": "DISTS.pth", "where": "weights"}],
+        "pairs": 9,
         "wanted": None,
     }
 
@@ -91,5 +92,5 @@ def test_options_reach_the_pipeline(report, capsys):
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "psnr       restored 24.000 [23.500, 24.500]" in printed
-    assert "niqe       restored no value" in printed
+    assert "niqe       restored no value  (of 0 of 9 pictures)" in printed
     assert "dists: left out, needs DISTS.pth" in printed

@@ -5,7 +5,6 @@ import pytest
 
 from pipelines import metrics
 from pipelines.evaluation import actors
-from pipelines.evaluation.actors import Actor
 from pipelines.evaluation.measure import Job, Measurer, restored
 from pipelines.evaluation.pictures import Matched
 from pipelines.metrics.protocol import Suite
@@ -55,9 +54,10 @@ def test_pictures_of_several_sizes_are_measured_together_and_keep_their_order(jo
 
 
 def test_what_goes_through_ray_comes_back(job):
-    columns = Actor(job)({"chunk": np.array(["[2, 3]"])})
+    measured = Measurer(job)([2, 3])
+    columns = actors._columns(measured)
     rows = [{name: values[i] for name, values in columns.items()} for i in range(2)]
-    for row, expected in zip(rows, Measurer(job)([2, 3]), strict=True):
+    for row, expected in zip(rows, measured, strict=True):
         got = actors._measured(row)
         assert got.number == expected.number
         assert got.row == expected.row
