@@ -35,57 +35,71 @@ def evaluate(wanted: Wanted, out: Path, progress: Progress | None = None) -> dic
     there or not what they should be, no metric can be computed, `out` cannot be written, or MLflow does not answer.
     """
     wanted.check()
+    _apart(wanted, out)
     pictures = wanted.pictures()
     path = bundle.resolve(wanted.model) if wanted.model else None
     job = Job(pictures, _models(path, wanted.against), wanted.metrics)
     suite = measure.suite(job, None if wanted.alone() else "cpu")  # elsewhere the networks are the actors'
     _some(suite, wanted.require)
     _prepare(out)
-    settings = wanted.model_dump(mode="json", exclude={"workers", "address", "require"}, exclude_none=True)
-    config = bundle.read_config(path) if path else None
     digest = bundle.digest(path) if path else None
+    config = bundle.read_config(path) if path else None
+    settings = wanted.model_dump(mode="json", exclude={"workers", "address", "require"}, exclude_none=True)
     if config:
         settings |= {"bundle_digest": digest, "bundle": config.model_dump(mode="json", exclude={"files"})}
-    name = wanted.set or (f"{wanted.split or 'test'}" if wanted.data else "pictures")
     dataset = tracking.Named(pictures.uri, pictures.digest, pictures.profile())
     parents = config.provenance.runs if config else {}
-    with tracking.run("evaluate", f"evaluate-{name}", settings, dataset, pictures.uri, parents) as run:
+    with tracking.run("evaluate", f"evaluate-{wanted.name()}", settings, dataset, pictures.uri, parents) as run:
         found = _measure(job, suite, wanted, progress)
-        what = tuple(found.what)
-        result = {
-            "model": wanted.model,
-            "bundle_digest": digest,
-            "against": wanted.against,
-            "data": pictures.uri,
-            "dataset_digest": pictures.digest,
-            "set": wanted.set,
-            "run_id": run.id,
-            "split": (wanted.split or "test") if wanted.data else None,
-            "pairs": len(found.rows),
-            "judged": wanted.model or wanted.restored or pictures.uri,
-            "unmatched": pictures.unmatched,
-            **summarise(found.rows, found.features, suite, what),
-        }
-        named = {made_of(what): Path(result["judged"]).name, "against": wanted.against or ""}
+        result = _told(wanted, pictures, digest, run.id, found) | summarise(*found.numbers, suite, found.what)
+        named = {made_of(found.what): Path(result["judged"]).name, "against": wanted.against or ""}
         shown = table(result, wanted.set, pictures.references, named)
         result["table"] = shown.plain()
         if psnr := result["metrics"].get("psnr"):
             result["psnr"] = ", ".join(f"{one} {value:.2f} dB" for one, value in psnr.items() if value is not None)
-        _write(out, result, found, html.page(result, shown, found.rows, found.gallery))
+        written = _write(out, result, found, html.page(result, shown, found.numbers.rows, found.gallery))
         record.log(run, result, dataset)
-        for file in sorted(out.iterdir()):
-            if file.name in (METRICS_FILE, ROWS_FILE, REPORT_FILE, *SHEETS):
-                run.artifact(file, "evaluation")
+        for file in written:
+            run.artifact(file, "evaluation")
     return result
 
 
-class Found(NamedTuple):
-    """Rows in the order of the pictures; features by (what, distribution), (N, D); the faces to show."""
+class Numbers(NamedTuple):
+    """Rows in the order of the pictures; features by (what, distribution), (N, D)."""
 
     rows: Rows
     features: Features
-    what: list[str]
+
+
+class Found(NamedTuple):
+    """What was measured, of what ("lq", "restored", "against"), and the faces to show."""
+
+    numbers: Numbers
+    what: tuple[str, ...]
     gallery: Gallery
+
+
+def _told(wanted: Wanted, pictures: Pictures, digest: str | None, run: str, found: Found) -> dict[str, Any]:
+    """What was evaluated."""
+    return {
+        "model": wanted.model,
+        "bundle_digest": digest,
+        "against": wanted.against,
+        "data": pictures.uri,
+        "dataset_digest": pictures.digest,
+        "set": wanted.set,
+        "run_id": run,
+        "split": (wanted.split or "test") if wanted.data else None,
+        "pairs": len(found.numbers.rows),
+        "judged": wanted.model or wanted.restored or pictures.uri,
+        "unmatched": pictures.unmatched,
+    }
+
+
+def _apart(wanted: Wanted, out: Path) -> None:
+    for folder in (wanted.restored, wanted.reference, wanted.no_reference, wanted.root):
+        if folder and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(f"--out {out}: lies in {folder}, whose pictures would include the report's; give another")
 
 
 def _models(path: Path | None, against: str | None) -> dict[str, Model]:
@@ -111,8 +125,8 @@ def _some(suite: Suite, required: str | None) -> None:
 
 def _measure(job: Job, suite: Suite, wanted: Wanted, progress: Progress | None) -> Found:
     total = len(job.pictures)
-    what = [*_kinds(job.pictures), *job.models]
-    shown = Gallery(suite, made_of(tuple(what)), total)
+    what = (*job.pictures[0].pictures, *job.models)
+    shown = Gallery(suite, made_of(what), total)
     found: dict[int, Measured] = {}
     for measured in _chunks(job, suite, wanted):
         for one in measured:
@@ -122,7 +136,7 @@ def _measure(job: Job, suite: Suite, wanted: Wanted, progress: Progress | None) 
             progress("evaluate", len(found), total)
     ordered = [found[number] for number in range(total)]
     features = {at: np.stack([one.features[at] for one in ordered]) for at in ordered[0].features}
-    return Found([one.row for one in ordered], features, what, shown)
+    return Found(Numbers([one.row for one in ordered], features), what, shown)
 
 
 def _chunks(job: Job, suite: Suite, wanted: Wanted) -> Iterator[list[Measured]]:
@@ -131,10 +145,6 @@ def _chunks(job: Job, suite: Suite, wanted: Wanted) -> Iterator[list[Measured]]:
     from pipelines.evaluation import actors  # Ray, which one process does without
 
     return actors.over(job, wanted.workers, wanted.address)
-
-
-def _kinds(pictures: Pictures) -> list[str]:
-    return list(pictures[0].pictures)
 
 
 def _prepare(out: Path) -> None:
@@ -147,20 +157,21 @@ def _prepare(out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 
 
-def _write(out: Path, result: dict[str, Any], found: Found, page: str) -> None:
-    """metrics.json is written last: a folder without it is unfinished."""
-    coded = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(finite(found.rows), _schema(found.rows[0])), coded)
-    faces = (found.gallery.spread(), found.gallery.best(), found.gallery.worst())
+def _write(out: Path, result: dict[str, Any], found: Found, page: str) -> list[Path]:
+    """The files. metrics.json is written last: a folder without it is unfinished."""
+    rows, coded = found.numbers.rows, pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(finite(rows), _schema(rows[0])), coded)
+    faces = zip(SHEETS, (found.gallery.spread(), found.gallery.best(), found.gallery.worst()), strict=True)
+    sheets = {name: gallery.sheet(shown) for name, shown in faces if shown}
     try:
         files.write(out / ROWS_FILE, coded.getvalue().to_pybytes())
         files.write(out / REPORT_FILE, page)
-        for name, shown in zip(SHEETS, faces, strict=True):
-            if shown:
-                report.save_png(out / name, gallery.sheet(shown))
+        for name, sheet in sheets.items():
+            report.save_png(out / name, sheet)
         files.write_json(out / METRICS_FILE, result)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    return [out / name for name in (METRICS_FILE, ROWS_FILE, REPORT_FILE, *sheets)]
 
 
 def _schema(row: dict[str, Any]) -> pa.Schema:

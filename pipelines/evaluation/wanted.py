@@ -72,6 +72,10 @@ class Wanted(Strict):
         assert self.reference
         return Matched({"restored": self.restored, REFERENCE: self.reference})
 
+    def name(self) -> str:
+        """Of the run: the set's, the split's, or "pictures"."""
+        return self.set or (self.split or "test" if self.data else "pictures")
+
     def alone(self) -> bool:
         """Whether this process does all of the work."""
         return self.address is None and self.workers in (None, 1)

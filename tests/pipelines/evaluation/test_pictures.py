@@ -92,6 +92,14 @@ def test_a_restored_folder_is_measured_against_its_references(mlflow_home, writt
     assert "more.png" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_an_output_among_the_pictures_is_refused(written, tmp_path):
+    folder = written(tmp_path / "photos", {"1.png": 32})
+    for out in (folder, folder / "evaluation"):
+        with pytest.raises(UsageError, match="lies in .*photos, whose pictures would include the report's"):
+            evaluate(Wanted(no_reference=str(folder)), out)
+    assert [file.name for file in folder.iterdir()] == ["1.png"]
+
+
 def test_pictures_without_references_get_the_metrics_that_need_none(mlflow_home, written, tmp_path):
     folder = written(tmp_path / "photos", {"1.png": 200, "2.png": 224})
     made = evaluate(Wanted(no_reference=str(folder), metrics=("niqe",)), tmp_path / "out")
