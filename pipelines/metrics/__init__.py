@@ -7,28 +7,32 @@ from pathlib import Path
 from osdface import weights
 from osdface.errors import UsageError
 from osdface.files import sha256
+from pipelines.metrics import embedder
 from pipelines.metrics.classical import METRICS, psnr, ssim
 from pipelines.metrics.protocol import Distribution, Metric, Missing, Suite
 from pipelines.metrics.table import SETS, SINGLES, Set, Single
 
 __all__ = ["METRICS", "NAMES", "load", "psnr", "ssim"]
 
-NAMES = tuple(entry.name for entry in (*SINGLES, *SETS))
+NEEDS_REFERENCES = {entry.name: entry.reference for entry in (*SINGLES, *SETS)} | dict.fromkeys(embedder.NAMES, True)
+NAMES = tuple(NEEDS_REFERENCES)
 
 
 def load(device: str = "cpu", names: Sequence[str] | None = None, references: bool = True) -> Suite:
     """The metrics called `names`, or all, that this machine has the weights for; the others are listed as missing.
 
+    They come in the order of NAMES, those of single pictures and those of sets each.
+
     references: whether there are reference pictures; without, "all" are those that need none. A weight file that is
     missing is never replaced, and none is fetched. Raises UsageError for a name that is not known, or that needs
     references where there are none; UserError for a weight file that is damaged or another network's.
     """
-    _check(NAMES if names is None else names, references or names is None)
+    chosen = _chosen(names, references)
     metrics: list[Metric] = []
     distributions: list[Distribution] = []
     missing: list[Missing] = []
     for entry in (*SINGLES, *SETS):
-        if (names is not None and entry.name not in names) or (entry.reference and not references):
+        if entry.name not in chosen:
             continue
         if absent := [files[0] for files in entry.files if _present(files) is None]:
             missing += [_missing(entry.name, file) for file in absent]
@@ -36,16 +40,23 @@ def load(device: str = "cpu", names: Sequence[str] | None = None, references: bo
             metrics.append(entry.build(device, *_weights(entry)))
         else:
             distributions.append(entry.build(device, *_weights(entry)))
+    if chosen & set(embedder.NAMES):
+        own = embedder.metrics(device)
+        metrics += [metric for metric in own.metrics if metric.name in chosen]
+        distributions += [distribution for distribution in own.distributions if distribution.name in chosen]
+        missing += [one for one in own.missing if one.name in chosen]
     return Suite(metrics, distributions, missing)
 
 
-def _check(names: Sequence[str], references: bool) -> None:
-    reference = {entry.name: entry.reference for entry in (*SINGLES, *SETS)}
+def _chosen(names: Sequence[str] | None, references: bool) -> set[str]:
+    if names is None:
+        return {name for name, needed in NEEDS_REFERENCES.items() if references or not needed}
     for name in names:
-        if name not in reference:
+        if name not in NEEDS_REFERENCES:
             raise UsageError(f"metric '{name}' does not exist; known: {', '.join(NAMES)}")
-        if reference[name] and not references:
+        if NEEDS_REFERENCES[name] and not references:
             raise UsageError(f"metric '{name}' compares with reference pictures, and there are none")
+    return set(names)
 
 
 def _present(files: tuple[str, ...]) -> Path | None:

@@ -5,20 +5,30 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from osdface import weights
 from osdface.errors import UsageError
 from pipelines import metrics
+from pipelines.metrics import embedder
 from pipelines.metrics.table import SETS, SINGLES
 
 HERE = ["psnr", "ssim", "lpips.dlib", "dists.dlib", "niqe", "identity.dlib"]  # by packages and this repository
+OWN = list(embedder.NAMES)  # by this repository's network
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """A file of the repository's network, whether or not one has been trained."""
+    monkeypatch.setattr(embedder, "FILE", tmp_path / "embedder.safetensors")
+    save_file(embedder.kept(embedder.Embedder()), embedder.FILE)
 
 
 def test_without_weights_of_others_the_rest_is_listed_with_its_files(folder):
     suite = metrics.load()
-    assert [metric.name for metric in suite.metrics] == HERE
-    assert suite.distributions == []
-    assert {missing.name for missing in suite.missing} == set(metrics.NAMES) - set(HERE)
+    assert [metric.name for metric in suite.metrics] == HERE + OWN[:3]
+    assert [distribution.name for distribution in suite.distributions] == OWN[3:]
+    assert {missing.name for missing in suite.missing} == set(metrics.NAMES) - set(HERE) - set(OWN)
     for missing in suite.missing:
         assert missing.where == str(folder)
         assert missing.file in {entry.file for entry in weights.WEIGHTS.values()}
@@ -28,7 +38,7 @@ def test_without_weights_of_others_the_rest_is_listed_with_its_files(folder):
 
 
 def test_the_table_is_sound():
-    assert len(set(metrics.NAMES)) == len(metrics.NAMES) == len(SINGLES) + len(SETS)
+    assert len(set(metrics.NAMES)) == len(metrics.NAMES) == len(SINGLES) + len(SETS) + len(OWN)
     for entry in (*SINGLES, *SETS):
         for file in (name for files in entry.files for name in files):
             assert file in weights.WEIGHTS, entry.name
@@ -52,6 +62,9 @@ def test_without_references_only_what_needs_none(folder):
 
 def test_names_choose_and_an_unknown_one_is_told_the_known():
     assert [metric.name for metric in metrics.load(names=["ssim", "psnr"]).metrics] == ["psnr", "ssim"]
+    suite = metrics.load(names=[OWN[1]])
+    assert [metric.name for metric in suite.metrics] == [OWN[1]]
+    assert suite.distributions == suite.missing == []
     with pytest.raises(UsageError, match=r"metric 'lpips' does not exist; known: psnr, ssim, lpips\.vgg, .*fid\.vqfr"):
         metrics.load(names=["psnr", "lpips"])
 

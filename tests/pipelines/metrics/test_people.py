@@ -130,6 +130,5 @@ def test_lmd_is_the_distance_of_facexlibs_landmarks(folder, portraits, monkeypat
         theirs = [network.get_landmarks(np.ascontiguousarray(picture[..., ::-1])) for picture in wide]  # takes BGR
     np.testing.assert_allclose(points, np.stack(theirs))
     (metric,) = metrics.load(names=["lmd"]).metrics
-    assert metric(wide, wide) == [0, 0]
     expected = np.linalg.norm(points[0] - points[1], axis=1).mean()
-    assert metric(wide, wide[::-1]) == pytest.approx([expected, expected])
+    assert metric(wide[:1], wide[1:]) == pytest.approx([expected])
