@@ -87,7 +87,7 @@ def _interval(interval: dict[str, Any]) -> str:
 def _counted(by: dict[str, dict[str, Any]], pairs: int) -> str:
     """How many pictures enter the means, where that is not all."""
     least = min(interval["counted"] for interval in by.values())
-    return f"  (of {least} of {pairs} pictures)" if least < pairs else ""
+    return f"  ({least} of {pairs} pictures count)" if least < pairs else ""
 
 
 def _require(report: dict[str, Any], metric: str, see: str) -> None:

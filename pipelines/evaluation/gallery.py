@@ -12,7 +12,7 @@ from pipelines.metrics.protocol import Metric, Suite
 
 ENDS, SPREAD = 20, 6
 # Who looks at pictures sorts them by how they look, and by the signal only where nothing else is there.
-PREFERRED = ("lpips.alex", "lpips.vgg", "dists", "lpips.dlib", "psnr", "musiq", "clipiqa", "niqe")
+PREFERRED = ("lpips.alex", "lpips.vgg", "dists", "lpips.procedural", "lpips.dlib", "psnr", "musiq", "clipiqa", "niqe")
 TITLES = {"lq": "LQ", REFERENCE: "HQ"}
 
 

@@ -12,7 +12,7 @@ from pipelines.evaluation.pictures import REFERENCE
 from pipelines.evaluation.statistics import Interval, bootstrap, bootstrap_statistic, paired
 from pipelines.metrics.protocol import Distribution, Metric, Suite
 
-AFFORDABLE = 512  # features of a distribution metric, up to which its interval takes seconds
+AFFORDABLE = 512  # features of a distribution metric, up to which its interval takes a minute at most
 PARTS = ("mild", "medium", "severe")
 Rows = list[dict[str, Any]]
 Features = dict[tuple[str, str], np.ndarray]
@@ -70,7 +70,7 @@ def _mean(rows: Rows, metric: Metric, what: str) -> dict[str, Any]:
 
 
 def _distance(features: Features, metric: Distribution, what: str) -> dict[str, Any]:
-    """With an interval where its bootstrap takes seconds; how wide features are decides that."""
+    """With an interval where that is affordable; how wide features are decides it."""
     ours = features[what, metric.name]
     arrays = [ours, features[REFERENCE, metric.name]] if metric.reference else [ours]
     if ours.shape[1] <= AFFORDABLE:

@@ -92,5 +92,5 @@ def test_options_reach_the_pipeline(report, capsys):
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "psnr       restored 24.000 [23.500, 24.500]" in printed
-    assert "niqe       restored no value  (of 0 of 9 pictures)" in printed
+    assert "niqe       restored no value  (0 of 9 pictures count)" in printed
     assert "dists: left out, needs DISTS.pth" in printed
