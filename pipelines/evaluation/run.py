@@ -52,7 +52,7 @@ def evaluate(wanted: Wanted, out: Path, progress: Progress | None = None) -> dic
     with tracking.run("evaluate", f"evaluate-{wanted.name()}", settings, dataset, pictures.uri, parents) as run:
         found = _measure(job, suite, wanted, progress)
         result = _told(wanted, pictures, digest, run.id, found) | summarise(*found.numbers, suite, found.what)
-        named = {made_of(found.what): Path(result["judged"]).name, "against": wanted.against or ""}
+        named = {"restored": Path(result["judged"]).name, "against": wanted.against or ""}
         shown = table(result, wanted.set, pictures.references, named)
         result["table"] = shown.plain()
         if psnr := result["metrics"].get("psnr"):
