@@ -33,7 +33,10 @@ class Sample(NamedTuple):
 
 
 class Pictures(Protocol):
-    """Faces by number, the same in every process. digest: of all that is compared. unmatched: names by folder."""
+    """Faces by number, the same in every process. unmatched: names by folder.
+
+    uri, digest: of what any method is given, and compared with: the same for all methods.
+    """
 
     uri: str
     digest: str
@@ -95,7 +98,8 @@ class Matched:
     def __init__(self, folders: dict[str, str]):
         found = {what: _listed(uri) for what, uri in folders.items()}
         self.keys = sorted(set.intersection(*(set(files) for files in found.values())))
-        self.uri = folders.get("restored") or next(iter(folders.values()))
+        given = [what for what in folders if what != "restored"] or ["restored"]
+        self.uri = folders[given[0]]
         self.references = REFERENCE in folders
         self.unmatched = {
             what: sorted(files[key].name for key in set(files) - set(self.keys)) for what, files in found.items()
@@ -108,7 +112,8 @@ class Matched:
         self.files = [{what: files[key] for what, files in found.items()} for key in self.keys]
         with ThreadPoolExecutor(THREADS) as pool:
             self.looks = list(pool.map(_look, self.files))
-        self.digest = config.digest([[key, look.hashed] for key, look in zip(self.keys, self.looks, strict=True)])
+        hashed = [{what: look.hashed[what] for what in given} for look in self.looks]
+        self.digest = config.digest(list(zip(self.keys, hashed, strict=True)))
 
     def __len__(self) -> int:
         return len(self.files)

@@ -36,12 +36,15 @@ def test_pictures_match_by_name_whatever_their_suffix_and_the_rest_is_listed(wri
     assert sample.reference.shape == (32, 32, 3)
 
 
-def test_the_digest_is_that_of_all_that_is_compared(written, tmp_path):
-    folder = written(tmp_path / "a", {"1.png": 16, "2.png": 16})
-    digest = Matched({"restored": str(folder)}).digest
-    assert Matched({"restored": str(folder)}).digest == digest
-    written(folder, {"2.png": 16})
-    assert Matched({"restored": str(folder)}).digest != digest
+def test_the_digest_is_that_of_the_pictures_which_methods_are_compared_on(written, tmp_path):
+    one, other = (written(tmp_path / name, {"1.png": 16, "2.png": 16}) for name in ("one", "other"))
+    written(other, {"2.png": 16})  # of other noise
+    digest = {folder: Matched({"restored": str(folder)}).digest for folder in (one, other)}
+    assert Matched({"restored": str(one)}).digest == digest[one] != digest[other]
+    both = [Matched({"restored": str(folder), "reference": str(one)}) for folder in (one, other)]
+    assert both[0].digest == both[1].digest
+    assert both[0].uri == str(one)
+    assert both[0].digest != Matched({"restored": str(one), "reference": str(other)}).digest
 
 
 @pytest.mark.parametrize(
