@@ -59,8 +59,8 @@ def bootstrap_statistic(
     """`function(*arrays)`, and an interval by drawing rows: the same ones of every array, (N, ...) of N pictures.
 
     Recentred on the value: a set with pictures twice has less spread than one without, so distances of distributions
-    grow with every draw, by an amount that is no part of their scatter. Each draw calls the function: seconds for 512
-    features, hours for Inception's 2048.
+    grow with every draw, by an amount that is no part of their scatter. Each draw calls the function: for a
+    Frechet distance of 3,000 pictures 0.2 s with 512 features, 4 s with Inception's 2048.
     """
     rng = np.random.default_rng(seed)
     count = len(arrays[0])
