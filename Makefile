@@ -9,7 +9,7 @@ LEFT_OUT := bitsandbytes torch torchvision triton cuda-bindings cuda-pathfinder 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo lint test test-full chaos bench lock clean
+.PHONY: help install demo lint test test-full chaos gpu-check bench lock clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,13 @@ test: install  ## The tests, without the slow ones
 	$(BIN)/pytest
 
 test-full: install  ## The tests with the slow ones
-	$(BIN)/pytest -m "not chaos"
+	$(BIN)/pytest -m "not chaos and not gpu"
 
 chaos: install  ## Tests that kill things
 	$(BIN)/pytest -m chaos
+
+gpu-check: install  ## The tests that need CUDA
+	$(BIN)/pytest -m gpu -s
 
 bench: install  ## The benchmarks, to benchmarks/results: half an hour
 	$(BIN)/python -m benchmarks.degrade

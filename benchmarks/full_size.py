@@ -1,16 +1,17 @@
-"""Real optimisation steps at full size with random weights on this CPU: what is trained, in how much memory and time.
+"""Real optimisation steps at full size with random weights: what is trained, in how much memory and time.
 
 `python -m benchmarks.full_size` writes benchmarks/results/full_size.json and .md: two steps of `sd21` stage 2 at 512 px
-from a folder in SD 2.1-base's layout, and one of stage 1 (HQ dictionary); batch 1, fp32,
-activation checkpointing, DeepSpeed's engines. Losses whose weights come with no package (VGG's) are off; dlib's
-identity loss is on. Exits with 1 where a loss is not finite, a LoRA pair or the adapter has no gradient, any other
-tensor changes, or the peak is above 20 GiB.
+from a folder in SD 2.1-base's layout, and one of stage 1 (HQ dictionary); batch 1, activation checkpointing,
+DeepSpeed's engines; fp32 on this CPU, or with --device cuda and --precision on a GPU. Losses whose weights come with no
+package (VGG's) are off; dlib's identity loss is on. Exits with 1 where a loss is not finite, a LoRA pair or the adapter
+has no gradient, any other tensor changes, or the peak is above 20 GiB.
 
 B of every LoRA pair is zero at first, so that A's gradients are zero in the very first step by construction: A is
-looked at in the second.
+looked at in the last.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +36,31 @@ from pipelines.train_vre import VREConfig, VREStage
 from pipelines.training import Step, TrainConfig
 from pipelines.training.alone import process_group
 from pipelines.training.engines import Engine
+from pipelines.training.worker import HALF
 
 CPU = torch.device("cpu")
 LIMIT = 20 * 2**30
 OPTIMIZER = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01}
-STEPS = {"osd": 2, "vre": 1}
+STEPS = {"osd": 2, "vre": 1}  # on a CPU
+MORE = 8  # on a GPU, where the first steps choose kernels
 
 
-def configuration(stage: str, preset: str, folder: Path) -> TrainConfig:
+class Where(NamedTuple):
+    """The device, and DeepSpeed's precision on it."""
+
+    device: torch.device = CPU
+    precision: str = "fp32"
+
+    def steps(self, stage: str) -> int:
+        return STEPS[stage] if self.device.type == "cpu" else MORE
+
+
+def configuration(stage: str, preset: str, folder: Path, where: Where) -> TrainConfig:
     shared = {
         "preset": preset, "data": "none", "out": "none", "batch_size": 1, "workers": 0,
-        "activation_checkpointing": True,
+        "activation_checkpointing": True, "precision": where.precision,
     }  # fmt: skip
-    once = {"steps": STEPS[stage]}
+    once = {"steps": where.steps(stage)}
     if stage == "vre":
         phases = {"hq": once, "lq": {"steps": 0}, "association": {"steps": 0}}
         return VREConfig.model_validate(shared | phases | {"optimizer": OPTIMIZER, "losses": {"perceptual": 0}})
@@ -60,13 +73,13 @@ def make(preset: str, folder: Path) -> None:
     """A base in SD 2.1-base's layout and a stage-1 output, of random weights."""
     torch.manual_seed(0)
     save_base(new_base(presets.preset(preset)), folder / "base")
-    VREStage(configuration("vre", preset, folder), CPU, {}).save(folder / "vre")  # type: ignore[arg-type]
+    VREStage(configuration("vre", preset, folder, Where()), CPU, {}).save(folder / "vre")  # type: ignore[arg-type]
 
 
 def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
     """sha256 of each tensor's values, in place."""
     return {
-        name: hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
         for name, tensor in tensors.items()
     }
 
@@ -77,38 +90,41 @@ def all_tensors(stage: Any) -> dict[str, Tensor]:
     return dict(modules.named_parameters()) | dict(modules.named_buffers())
 
 
-def run(stage: str, preset: str, folder: Path) -> dict[str, Any]:
+def run(stage: str, preset: str, folder: Path, where: Where) -> dict[str, Any]:
     """Train; what came of it."""
-    config = configuration(stage, preset, folder)
+    device, steps = where.device, where.steps(stage)
+    config = configuration(stage, preset, folder, where)
     start = time.perf_counter()
-    made = (OSDStage if stage == "osd" else VREStage)(config, CPU, {})  # type: ignore[arg-type]
+    made = (OSDStage if stage == "osd" else VREStage)(config, device, {})  # type: ignore[arg-type]
     loaded = time.perf_counter() - start
-    before = digests(all_tensors(made))
     phase = next(iter(made.phases()))
     gradients: dict[str, list[float]] = defaultdict(list)  # the largest of each trained tensor, step by step
     trained = {name: tensor for name, tensor in all_tensors(made).items() if tensor.requires_grad}
     seconds, losses = [], []
     size = presets.preset(preset).size
-    with process_group(CPU):
-        engines = {name: Engine(module, how, config, STEPS[stage]) for name, (module, how) in phase.engines.items()}
+    half = HALF.get(where.precision)
+    with process_group(device):
+        engines = {name: Engine(module, how, config, steps) for name, (module, how) in phase.engines.items()}
         moving = {id(parameter) for engine in engines.values() for parameter in engine.parameters}
         trained = {name: tensor for name, tensor in trained.items() if id(tensor) in moving}
         statistics = running_statistics(made, [engine.module for engine in engines.values()])
-        for index in range(STEPS[stage]):
+        before = digests(all_tensors(made))  # here, after DeepSpeed's casts
+        for index in range(steps):
             seen: dict[str, float] = dict.fromkeys(trained, 0.0)
             hooks = [tensor.register_hook(_watch(seen, name)) for name, tensor in trained.items()]
             source = torch.Generator().manual_seed(index)
-            pictures = {name: torch.rand(1, 3, size, size, generator=source) * 2 - 1 for name in ("hq", "lq")}
+            pictures = {n: (torch.rand(1, 3, size, size, generator=source) * 2 - 1).to(device) for n in ("hq", "lq")}
             start = time.perf_counter()
-            measured = phase.step(Step(index, {"key": ["none"], **pictures}, engines, source))  # type: ignore[arg-type]
+            with torch.autocast(device.type, half) if half else contextlib.nullcontext():
+                measured = phase.step(Step(index, {"key": ["none"], **pictures}, engines, source))
+            losses.append({name: float(value) for name, value in measured.items()})  # which waits for a GPU
             seconds.append(time.perf_counter() - start)
-            losses.append({name: float(value) for name, value in measured.items()})
             for name, largest in seen.items():
                 gradients[name].append(largest)
             for hook in hooks:
                 hook.remove()
-            print(stage, index, f"{seconds[-1]:.0f} s", losses[-1], file=sys.stderr, flush=True)
-        peak = peak_memory(CPU)
+            print(stage, index, f"{seconds[-1]:.3g} s", losses[-1], file=sys.stderr, flush=True)
+        peak = peak_memory(device)
         for engine in engines.values():
             engine.close()
     after = digests(all_tensors(made))
@@ -155,12 +171,12 @@ def faults(one: dict[str, Any]) -> list[str]:
     return found + ([f"peak of {one['peak'] / 2**30:.1f} GiB"] if one["peak"] > LIMIT else [])
 
 
-def report(machine: dict[str, Any], preset: str, runs: list[dict[str, Any]]) -> str:
+def report(machine: dict[str, Any], preset: str, where: Where, runs: list[dict[str, Any]]) -> str:
     rows = [
         {
             "stage": {"osd": "2", "vre": "1, HQ dictionary"}[one["stage"]],
             "steps": len(one["step_seconds"]),
-            "s a step": ", ".join(f"{s:.0f}" for s in one["step_seconds"]),
+            "s a step": ", ".join(f"{s:.3g}" for s in one["step_seconds"]),
             "peak, GiB": one["peak"] / 2**30,
             "estimate, GiB": one["estimate"] / 2**30,
             "tensors trained": one["trained"],
@@ -170,10 +186,12 @@ def report(machine: dict[str, Any], preset: str, runs: list[dict[str, Any]]) -> 
         }
         for one in runs
     ]
+    on_gpu = where.device.type == "cuda"
+    processor = torch.cuda.get_device_name() if on_gpu else f"{machine['cpu']}, {torch.get_num_threads()} threads"
     sections = [
-        f"# Optimisation steps at full size, {preset}, {torch.get_num_threads()} threads",
-        f"{machine['date']}; {machine['cpu']}; torch {machine['versions']['torch']}. Random weights, batch 1, fp32, "
-        "activation checkpointing.",
+        f"# Optimisation steps at full size, {preset}",
+        f"{machine['date']}; {processor}; torch {machine['versions']['torch']}. Random weights, batch 1, "
+        f"{where.precision}, activation checkpointing.",
         record.table(rows),
     ]
     for one in runs:
@@ -192,19 +210,23 @@ def main() -> int:
     parser.add_argument("--preset", default="sd21", help="tiny tries the program out")
     parser.add_argument("--stages", nargs="*", default=["osd", "vre"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of full_size.json and full_size.md")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", *HALF], default="fp32", help="half precision needs a GPU")
+    parser.add_argument("--name", default="full_size", help="of the results' files")
+    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of the results")
     parser.add_argument("--run", nargs=2, metavar=("STAGE", "FOLDER"), help="one process, whose peak is its own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    where = Where(torch.device(options.device), options.precision)
     if options.run:
         stage, folder = options.run
-        found = run(stage, options.preset, Path(folder))
+        found = run(stage, options.preset, Path(folder), where)
         (Path(folder) / f"{stage}.json").write_text(json.dumps(found))
         return 0
     runs = []
     with tempfile.TemporaryDirectory() as name:
         words = [sys.executable, "-m", "benchmarks.full_size", "--preset", options.preset]
-        words += ["--threads", str(options.threads)]
+        words += ["--threads", str(options.threads), "--device", options.device, "--precision", options.precision]
         made = (
             f"from pathlib import Path; from benchmarks.full_size import make; make({options.preset!r}, Path({name!r}))"
         )
@@ -213,9 +235,9 @@ def main() -> int:
             subprocess.run([*words, "--run", stage, name], check=True)
             runs.append(json.loads((Path(name) / f"{stage}.json").read_text()))
     machine = record.machine(["torch", "diffusers", "peft", "deepspeed"])
-    facts = {"preset": options.preset, "threads": options.threads, "runs": runs}
-    text = report(machine, options.preset, runs)
-    record.write("full_size", machine | facts, text, options.out)
+    facts = {"preset": options.preset, "threads": options.threads, "precision": options.precision, "runs": runs}
+    text = report(machine, options.preset, where, runs)
+    record.write(options.name, machine | facts, text, options.out)
     print(text)
     return 1 if any(faults(one) for one in runs) else 0
 

@@ -26,15 +26,25 @@ def to_uint8(images: "Tensor") -> np.ndarray:
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], cell: int = 128) -> np.ndarray:
-    """A grid of uint8 RGB pictures, each brought to `cell` pixels, with a title over each column."""
+    """A grid of uint8 RGB pictures, each fitted into `cell` pixels, with a title over each column."""
     step = cell + MARGIN
     canvas = np.full((TITLE + step * len(rows), step * len(titles) + MARGIN, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            small = cv2.resize(image, (cell, cell), interpolation=_kernel(image.shape[0], cell))
             top, left = TITLE + r * step, MARGIN + c * step
-            canvas[top : top + cell, left : left + cell] = small
+            canvas[top : top + cell, left : left + cell] = fitted(image, cell)
     return _titled(canvas, titles, step)
+
+
+def fitted(image: np.ndarray, cell: int) -> np.ndarray:
+    """A uint8 RGB picture (H, W, 3) brought to (cell, cell, 3); white beside one that is not square."""
+    longest = max(image.shape[:2])
+    height, width = (max(1, round(side * cell / longest)) for side in image.shape[:2])
+    canvas = np.full((cell, cell, 3), 255, np.uint8)
+    top, left = (cell - height) // 2, (cell - width) // 2
+    small = cv2.resize(image, (width, height), interpolation=_kernel(longest, cell))
+    canvas[top : top + height, left : left + width] = small
+    return canvas
 
 
 def sheet_of_tensors(columns: dict[str, "Tensor"], cell: int = 128) -> np.ndarray:

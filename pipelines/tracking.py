@@ -20,7 +20,16 @@ import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    Metric,
+    Param,
+    RunStatus,
+    RunTag,
+)
 from PIL import Image
 
 from osdface.config import home
@@ -127,6 +136,30 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() or None
 
 
+class Named(NamedTuple):
+    """Pictures as MLflow knows them: a dataset's or a folder's address, our digest, and what is told of them."""
+
+    uri: str
+    digest: str
+    profile: dict[str, Any]
+
+    @classmethod
+    def of(cls, manifest: "Manifest", uri: str) -> "Named":
+        """A pair dataset."""
+        counts = manifest.counts
+        return cls(uri, manifest.digest, {"rows": counts.rows, **counts.splits, "recipe": manifest.spec.recipe.name})
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    @property
+    def short(self) -> str:
+        """As much of the digest as a table of MLflow's holds."""
+        return self.digest[:DIGEST_LENGTH]
+
+
 class Run:
     """One MLflow run, begun here or elsewhere.
 
@@ -142,10 +175,19 @@ class Run:
         self._busy = self._closing = self._warned = False
         self._thread: threading.Thread | None = None
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Log metrics at a step."""
+    def metrics(
+        self, values: dict[str, float], step: int, model: str | None = None, dataset: Named | None = None
+    ) -> None:
+        """Log metrics at a step; also as a LoggedModel's, by its id, and as measured on a dataset."""
         now = int(time.time() * 1000)
-        self._add(Record([Metric(name, value, now, step) for name, value in values.items()], None, 200 * len(values)))
+        on = (model, dataset.name, dataset.short) if dataset else (model,)
+        made = [Metric(name, value, now, step, *on) for name, value in values.items()]
+        self._add(Record(made, None, 200 * len(values)))
+
+    def uses(self, model: str) -> None:
+        """Link a LoggedModel, by its id, as what the run takes."""
+        given = [LoggedModelInput(model)]
+        self._add(Record([], lambda made: made.log_inputs(self.id, models=given), 100))
 
     def tag(self, values: dict[str, str]) -> None:
         """Set tags of ours."""
@@ -299,7 +341,7 @@ def run(
     stage: str,
     name: str,
     config: dict[str, Any],
-    manifest: "Manifest",
+    manifest: "Manifest | Named",
     data: Reference,
     parents: dict[str, str],
     resume: str | None = None,
@@ -318,7 +360,8 @@ def run(
             run_id = resume if resume and exists(made, resume) else _create(made, stage, name, address)
             made.update_run(run_id, status="RUNNING")
             if run_id != resume:
-                _describe(made, run_id, config, manifest, Store(data).uri, parents)
+                named = manifest if isinstance(manifest, Named) else Named.of(manifest, Store(data).uri)
+                _describe(made, run_id, config, named, parents, "evaluation" if stage == "evaluate" else "training")
         except (MlflowException, OSError) as error:
             raise UserError(f"MLflow at {address}: cannot begin the run {name} ({reason(error)})") from None
         begun = Run(run_id, address)
@@ -352,9 +395,9 @@ def exists(made: MlflowClient, run_id: str) -> bool:
 
 
 def _describe(
-    made: MlflowClient, run_id: str, config: dict[str, Any], manifest: "Manifest", data: str, parents: dict[str, str]
+    made: MlflowClient, run_id: str, config: dict[str, Any], data: Named, parents: dict[str, str], context: str
 ) -> None:
-    tags = {"format": FORMAT, "dataset_digest": manifest.digest, "dataset": data}
+    tags = {"format": FORMAT, "dataset_digest": data.digest, "dataset": data.uri}
     tags |= {f"run.{stage}": parent for stage, parent in parents.items()}
     if revision := git_revision():
         tags["git_revision"] = revision
@@ -363,12 +406,9 @@ def _describe(
     for start in range(0, len(params), PARAMS_PER_CALL):
         made.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
     made.log_dict(run_id, config, "config.json")
-    source = json.dumps({"uri": data, "digest": manifest.digest})
-    profile = json.dumps({"rows": manifest.counts.rows, **manifest.counts.splits, "recipe": manifest.spec.recipe.name})
-    dataset = Dataset(
-        data.rstrip("/").rpartition("/")[2], manifest.digest[:DIGEST_LENGTH], "local", source, profile=profile
-    )
-    made.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    source = json.dumps({"uri": data.uri, "digest": data.digest})
+    dataset = Dataset(data.name, data.short, "local", source, profile=json.dumps(data.profile))
+    made.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

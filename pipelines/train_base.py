@@ -16,19 +16,40 @@ from torch import Tensor, nn
 from osdface import presets
 from osdface.base import new_base, save_base
 from osdface.diffusion import forward_diffusion
+from osdface.losses.perceptual import FeatureChoice, PerceptualDistance, choose_features
 from pipelines.pairs.reading import PairDataset
 from pipelines.report import sheet_of_tensors
 from pipelines.training import Duration, Metrics, Optimizer, Phase, Step, TrainConfig
 
 
 class BaseConfig(TrainConfig):
-    """Configuration of `osdface train base`."""
+    """Configuration of `osdface train base`.
+
+    kl, perceptual: weights of these terms of the VAE's loss, as latent diffusion's autoencoders have them beside L1;
+    the perceptual one is DISTS over `features`.
+    """
 
     vae: Duration
     unet: Duration
     vae_optimizer: Optimizer
     unet_optimizer: Optimizer
-    kl: float = 1e-6  # weight of the KL term, as latent diffusion's autoencoders have it
+    kl: float = 1e-6
+    perceptual: float = 0.0
+    features: FeatureChoice = "auto"
+
+    def settled(self) -> "BaseConfig":
+        """With the features by name, where they are used."""
+        if not self.perceptual:
+            return self
+        return self.model_copy(update={"features": choose_features(self.features, "dists")})
+
+    def check(self) -> None:
+        """Raises MissingWeights where the features' file is not there."""
+        self.distance()
+
+    def distance(self) -> PerceptualDistance | None:
+        """The perceptual term; None where it is off."""
+        return PerceptualDistance("dists", choose_features(self.features, "dists")) if self.perceptual else None
 
 
 class BaseStage:
@@ -42,6 +63,8 @@ class BaseStage:
         torch.manual_seed(config.seed)
         self.base = new_base(preset)
         self.modules = nn.ModuleDict({"vae": self.base.vae, "unet": self.base.unet}).to(device)
+        distance = config.distance()
+        self.distance = distance and distance.to(device)
         self.alpha_bar = self.base.scheduler.alphas_cumprod.to(device)
         # What stands in the prompt's place: a prior has no picture to look at.
         self.prompt = torch.zeros(1, preset.vre.prompts, self.base.unet.config.cross_attention_dim, device=device)
@@ -59,11 +82,16 @@ class BaseStage:
         vae, images = step.engines["vae"], step.batch["hq"]
         posterior = vae.module.encode(images).latent_dist
         latent = posterior.mean + posterior.std * step.draw(torch.randn, posterior.mean.shape)
-        l1 = F.l1_loss(vae.module.decode(latent).sample, images)
-        kl = posterior.kl().mean()
-        vae.backward(l1 + self.config.kl * kl)
+        decoded = vae.module.decode(latent).sample
+        l1, kl = F.l1_loss(decoded, images), posterior.kl().mean()
+        terms = {"l1": l1, "kl": kl}
+        loss = l1 + self.config.kl * kl
+        if self.distance:
+            terms[self.distance.name] = distance = self.distance(decoded / 2 + 0.5, images / 2 + 0.5)
+            loss = loss + self.config.perceptual * distance
+        vae.backward(loss)
         vae.step()
-        return {"l1": l1.detach(), "kl": kl.detach()}
+        return {name: term.detach() for name, term in terms.items()}
 
     def _unet_step(self, step: Step) -> Metrics:
         unet, images = step.engines["unet"], step.batch["hq"]

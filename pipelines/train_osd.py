@@ -225,13 +225,14 @@ class OSDStage:
         return metrics | self._judge(step, discriminator, restored) if discriminator else metrics
 
     def _judge(self, step: Step, discriminator: Any, restored: Any) -> Metrics:
-        """The discriminator's step (eq. 16)."""
-        prompt, z = restored.prompt.detach(), step.batch.get("hq_latent")
+        """The discriminator's step (eq. 16), real and fake latents in one pass."""
+        z = step.batch.get("hq_latent")
         if z is None:
             with torch.no_grad():
                 z = self.generator.encode(step.batch["hq"])
-        real = discriminator(*self._diffused(step, z), prompt)
-        fake = discriminator(*self._diffused(step, restored.latent.detach()), prompt)
+        seen = (self._diffused(step, latent) for latent in (z, restored.latent.detach()))
+        both, t = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        real, fake = discriminator(both, t, restored.prompt.detach().repeat(2, 1, 1)).chunk(2)
         loss = adversarial.discriminator_loss(real, fake, self.config.adversarial.loss)
         discriminator.backward(loss)
         discriminator.step()

@@ -1,4 +1,4 @@
-"""What tests share: a home of their own, one Ray session, a small pair dataset made once."""
+"""What tests share: a home of their own, one Ray session, a small pair dataset made once, a tiny bundle."""
 
 import os
 import tempfile
@@ -54,3 +54,23 @@ def pairs(faces_folder, ray_session, tmp_path_factory) -> Path:
     split = Split(val=0.15, test=0.25)
     synthesize(SynthConfig(sources=[faces_folder], out=out, size=64, shard_rows=16, split=split))
     return out
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory) -> Path:
+    """A bundle of random weights that visibly changes a picture; no runs, no dataset are recorded in it."""
+    import torch
+
+    from osdface import bundle, presets
+    from osdface.base import load_base, new_base, save_base
+    from osdface.generator import OneStepGenerator
+    from osdface.prompts.vre import VisualEmbedder
+
+    folder, shape = tmp_path_factory.mktemp("bundle"), presets.preset("tiny")
+    torch.manual_seed(0)
+    save_base(new_base(shape), folder / "base")
+    generator = OneStepGenerator.from_parts(shape, load_base(folder / "base"), VisualEmbedder(shape.vre), seed=5)
+    bundle.save(
+        generator, folder / "model", preset="tiny", seed=5, base=folder / "base", provenance=bundle.Provenance()
+    )
+    return folder / "model"

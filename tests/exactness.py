@@ -21,6 +21,7 @@ from osdface.base import new_base, save_base
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
 from pipelines.training import Step, engines
+from pipelines.training.alone import process_group
 from pipelines.training.engines import Engine
 
 CPU = torch.device("cpu")
@@ -76,17 +77,17 @@ class Plain:
         self.optimizer.zero_grad()
 
 
-def steps(part_of: int, parts: list[int]) -> Iterator[Step]:
+def steps(part_of: int, parts: list[int], device: torch.device) -> Iterator[Step]:
     """This rank's micro-batches of STEPS global batches of noise pictures."""
     for index in range(STEPS):
         source = torch.Generator().manual_seed(1000 + index)
         pictures = {name: torch.rand(BATCH, 3, 64, 64, generator=source) * 2 - 1 for name in ("lq", "hq")}
         for part in parts:
-            mine = {name: rows.chunk(part_of)[part] for name, rows in pictures.items()}
+            mine = {name: rows.chunk(part_of)[part].to(device) for name, rows in pictures.items()}
             yield Step(index, mine, {}, torch.Generator().manual_seed(index), part, part_of)
 
 
-def make(cell: Cell, folder: Path) -> tuple:
+def make(cell: Cell, folder: Path, device: torch.device) -> tuple:
     """A stage and its phase."""
     shared = {
         "preset": "tiny", "data": "none", "out": "none", "batch_size": BATCH, "workers": dist.get_world_size(),
@@ -98,64 +99,67 @@ def make(cell: Cell, folder: Path) -> tuple:
         more = {"base": folder / "base", "vre": folder / "vre", "duration": {"steps": STEPS}, "losses": losses}
         both = {"generator": how, "discriminator": how}
         config = OSDConfig.model_validate(shared | more | both)
-        stage = OSDStage(config, CPU, {})
+        stage = OSDStage(config, device, {})
     else:
         how = how | {"lr": 0.02}  # at 0.1 rounding, of 1e-7, makes a position take another code
         durations = {name: {"steps": STEPS} for name in ("hq", "lq", "association")}
         losses = {"perceptual": 0, "adversarial_start": 1}
         config = VREConfig.model_validate(shared | durations | {"optimizer": how, "losses": losses})
-        stage = VREStage(config, CPU, {})
+        stage = VREStage(config, device, {})
     return config, stage, list(stage.phases())[PHASES[cell.phase]]
 
 
-def trained(kind, cell: Cell, folder: Path) -> dict[str, torch.Tensor]:
+def trained(kind, cell: Cell, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
     """All of the stage's tensors after STEPS steps."""
-    config, stage, phase = make(cell, folder)
+    config, stage, phase = make(cell, folder, device)
     made = {name: kind(module, how, config, STEPS) for name, (module, how) in phase.engines.items()}
     owners = {id(parameter): engine for engine in made.values() for parameter in engine.parameters}
     rank, world = dist.get_rank(), dist.get_world_size()
     parts = [micro * world + rank for micro in range(cell.accumulation)]
-    for step in steps(world * cell.accumulation, parts):
+    for step in steps(world * cell.accumulation, parts, device):
         step.engines = made
         phase.step(step)
     whole = {}
     for name, tensor in stage.state().items():
         owner = owners.get(id(tensor))
-        whole[name] = (owner.whole(tensor) if isinstance(owner, Engine) else tensor).detach().clone()
+        whole[name] = (owner.whole(tensor) if isinstance(owner, Engine) else tensor).detach().cpu().clone()
     for engine in made.values():
         if isinstance(engine, Engine):
             engine.close()
     return whole
 
 
-def difference(cell: Cell, folder: Path) -> float:
+def difference(cell: Cell, folder: Path, device: torch.device) -> float:
     """The largest difference of any weight between the two. Raises AssertionError where nothing was trained."""
-    plain = trained(Plain, cell, folder)
-    before = make(cell, folder)[1].state()
+    plain = trained(Plain, cell, folder, device)
+    before = make(cell, folder, CPU)[1].state()
     moved = max(float((plain[name] - tensor).detach().abs().max()) for name, tensor in before.items())
     assert moved > 1e-4, f"{cell}: nothing was trained"
-    deepspeed = trained(Engine, cell, folder)
+    deepspeed = trained(Engine, cell, folder, device)
     return max(float((deepspeed[name] - tensor).abs().max()) for name, tensor in plain.items())
 
 
-def _process(rank: int, world: int, folder: Path, cells: list[Cell], results) -> None:
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
+def _process(rank: int, world: int, folder: Path, cells: list[Cell], results, device: torch.device) -> None:
+    os.environ |= {"DS_ACCELERATOR": device.type, "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     engines.PERSISTENT = 0  # else ZeRO 3 leaves all parameters of a tiny network whole
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
     for cell in cells:
-        found = difference(cell, folder)
+        found = difference(cell, folder, device)
         if rank == 0:
             results.put((cell, found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def differences(world: int, folder: Path, cells: list[Cell]) -> dict[Cell, float]:
+def differences(world: int, folder: Path, cells: list[Cell], device: torch.device = CPU) -> dict[Cell, float]:
     """The differences of all cells, each compared in `world` processes. `folder` holds a base and a stage-1 output."""
     context = mp.get_context("spawn")
     results = context.Queue()
-    started = mp.start_processes(_process, (world, folder, cells, results), world, join=False, start_method="spawn")
+    started = mp.start_processes(
+        _process, (world, folder, cells, results, device), world, join=False, start_method="spawn"
+    )
     found: dict[Cell, float] = {}
     while len(found) < len(cells):
         try:
@@ -166,6 +170,12 @@ def differences(world: int, folder: Path, cells: list[Cell]) -> dict[Cell, float
     while not started.join():
         pass
     return found
+
+
+def weights(cell: Cell, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """All of the stage's tensors after STEPS steps of plain PyTorch in this process, on the CPU."""
+    with process_group(device):
+        return trained(Plain, cell, folder, device)
 
 
 def inputs(folder: Path) -> Path:

@@ -26,9 +26,9 @@ def register(
 
     values = None
     if metrics:
-        from pipelines import evaluate  # torch and diffusers, for which a version without metrics need not wait
+        from pipelines.evaluation.summary import flat_metrics
 
-        values = evaluate.flat_metrics(metrics)
+        values = flat_metrics(metrics)
     version = registry.register(bundle, name, metrics=values)
     result = version._asdict()
     console.table(result)

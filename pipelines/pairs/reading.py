@@ -2,7 +2,7 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,8 +30,9 @@ class PairDataset:
     finished dataset, or a shard or source that cannot be read.
     """
 
-    def __init__(self, folder: Reference, split: str, kept_groups: int = 64):
+    def __init__(self, folder: Reference, split: str, kept_groups: int = 64, columns: Sequence[str] = NEEDED):
         self.store = Store(folder)
+        self.columns = list(columns)
         manifest = read_manifest(self.store)
         self.originals = Originals(manifest)
         self.rows: list[tuple[str, int, int]] = []  # shard, row group, row in it
@@ -58,14 +59,18 @@ class PairDataset:
 
     def _read_group(self, name: str, group: int) -> list[dict[str, Any]]:
         with open_parquet(self.store, name) as file:
-            return file.read_row_group(group, columns=NEEDED).to_pylist()
+            return file.read_row_group(group, columns=self.columns).to_pylist()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, Any]:
+        """A row as it is stored: of `columns`, which are NEEDED and perhaps more."""
         name, group, row = self.rows[index]
-        stored = self._group(name, group)[row]
+        return self._group(name, group)[row]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        stored = self.row(index)
         pictures = self.originals.pictures(stored)
         return {"key": stored["key"], "hq": as_tensor(pictures.target), "lq": as_tensor(pictures.lq)}
 

@@ -10,7 +10,7 @@ from pipelines.pairs.manifest import SHARDS, Manifest
 from pipelines.store import Store
 from pipelines.training.config import TrainConfig
 from pipelines.training.engines import Engine
-from pipelines.training.stage import Metrics
+from pipelines.training.stage import Metrics, means
 
 
 def refuse_configuration(config: TrainConfig) -> None:
@@ -64,8 +64,8 @@ def refuse_data(config: TrainConfig, manifest: Manifest) -> None:
 
 def refuse_nan(phase: str, step: int, metrics: Metrics, pairs: str) -> None:
     """Raise UserError naming the first metric that is not a finite number. `pairs` says what it was measured on."""
-    values = [torch.as_tensor(value).detach().float().reshape(-1).sum() for value in metrics.values()]
-    if not values or bool(torch.isfinite(torch.stack(values)).all()):
+    values = means(metrics, list(metrics))
+    if bool(torch.isfinite(values).all()):
         return
     name = next(name for name, value in zip(metrics, values, strict=True) if not torch.isfinite(value))
     raise UserError(

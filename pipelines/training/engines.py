@@ -50,8 +50,10 @@ class Engine:
         # Half precision would begin from rounded weights.
         whole = {p: p.detach().clone() for p in self.parameters} if config.precision != "fp32" else {}
         done = int(position.get("schedule", 0))
+        # DeepSpeed walks through its module several times a step; only partitions and casts need the frozen part.
+        walked = module if self.zero == 3 or whole else nn.ParameterList(self.parameters)
         self.engine = deepspeed.initialize(
-            model=module,
+            model=walked,
             model_parameters=self.parameters,
             optimizer=optimizer.build(self.parameters),
             lr_scheduler=lambda built: LambdaLR(built, lambda step: optimizer.factor(done + step, steps)),

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from pipelines.training.stage import Metrics
+from pipelines.training.stage import Metrics, means
 
 T = TypeVar("T")
 GIB = 2**30
@@ -58,9 +58,7 @@ def averaged(seen: list[Metrics]) -> dict[str, float]:
     names = sorted(set.intersection(*(set(metrics) for metrics in seen)))
     if not names:
         return {}
-    values = torch.stack(
-        [torch.stack([torch.as_tensor(metrics[name]).detach().float().mean() for name in names]) for metrics in seen]
-    ).mean(0)
+    values = torch.stack([means(metrics, names) for metrics in seen]).mean(0)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
         values /= dist.get_world_size()

@@ -15,6 +15,13 @@ from pipelines.training.config import Duration, Optimizer, TrainConfig
 Metrics = dict[str, Tensor]
 
 
+def means(metrics: Metrics, names: Sequence[str]) -> Tensor:
+    """The named metrics' means, (N,), on the GPU where one of them is: a stage may have counted some on the CPU."""
+    values = [torch.as_tensor(metrics[name]).detach().float().mean() for name in names]
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([value.to(device) for value in values]) if values else torch.zeros(0)
+
+
 @dataclass
 class Phase:
     """One training phase. `engines` maps names to the modules trained and how; `step` trains on one micro-batch."""

@@ -1,4 +1,4 @@
-"""What the tests of pipelines share: a tiny bundle, a tracking database made once, pictures, an S3 server."""
+"""What the tests of pipelines share: a tracking database made once, pictures, an S3 server."""
 
 import contextlib
 import json
@@ -14,26 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory) -> Path:
-    """A bundle of random weights that visibly changes a picture; no runs, no dataset are recorded in it."""
-    import torch
-
-    from osdface import bundle, presets
-    from osdface.base import load_base, new_base, save_base
-    from osdface.generator import OneStepGenerator
-    from osdface.prompts.vre import VisualEmbedder
-
-    folder, shape = tmp_path_factory.mktemp("bundle"), presets.preset("tiny")
-    torch.manual_seed(0)
-    save_base(new_base(shape), folder / "base")
-    generator = OneStepGenerator.from_parts(shape, load_base(folder / "base"), VisualEmbedder(shape.vre), seed=5)
-    bundle.save(
-        generator, folder / "model", preset="tiny", seed=5, base=folder / "base", provenance=bundle.Provenance()
-    )
-    return folder / "model"
 
 
 @pytest.fixture
