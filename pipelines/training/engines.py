@@ -59,6 +59,8 @@ class Engine:
             lr_scheduler=lambda built: LambdaLR(built, lambda step: optimizer.factor(done + step, steps)),
             config=settings(config, optimizer, sum(p.numel() for p in self.parameters)),
         )[0]
+        if not self.zero and self.engine.world_size == 1:  # DeepSpeed would copy all gradients there and back
+            self.engine.enable_backward_allreduce = False
         self.module, self.done = module, done
         self.base: torch.optim.Optimizer = self.engine.optimizer.optimizer if self.zero else self.engine.optimizer
         self._begin(position.get("steps", 0.0))
