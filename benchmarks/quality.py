@@ -189,13 +189,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     synthetic = methods(pairs.lq)
     rows = compare(Judge(suite, pairs.hq), synthetic)
-    sheet(options.pictures / "tiny.png", synthetic | {"HQ": pairs.hq}, spread(len(pairs.hq), SHOWN))
+    sheet(options.pictures / "quality.png", synthetic | {"HQ": pairs.hq}, spread(len(pairs.hq), SHOWN))
     real = photographs(manifest.spec.recipe, restorer.size, options.draws)
     restored = methods(real.lq)
     # Seven faces have no distribution.
     real_rows = compare(Judge(Suite(suite.metrics), real.hq), restored, options.draws)
     first = range(0, len(real.hq), options.draws)
-    sheet(options.pictures / "tiny_photographs.png", restored | {"HQ": real.hq}, first)
+    sheet(options.pictures / "quality_photographs.png", restored | {"HQ": real.hq}, first)
     return {
         **record.machine(["torch", "diffusers", "numpy"]),
         "device": options.device,
@@ -308,7 +308,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=DRAWS, help="degradations of each face of the photographs")
     parser.add_argument("--work", type=Path, default=Path("quality"), help="folder of the baselines trained here")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of quality.json and quality.md")
-    parser.add_argument("--pictures", type=Path, default=DOCS, help="folder of tiny.png and tiny_photographs.png")
+    parser.add_argument("--pictures", type=Path, default=DOCS, help="folder of quality.png and quality_photographs.png")
     options = parser.parse_args()
     try:
         if options.train_only and options.parameters and options.seconds:

@@ -251,7 +251,7 @@ def race(stage: str, folder: Path, workers: int, rounds: int, block: int) -> dic
         "stage": stage,
         "workers": workers,
         "pictures_per_second": {side: block * config.batch_size / middle[side] for side in SIDES},
-        "ratio": middle["bare"] / middle["ours"],
+        "ratio": median(bare / ours for ours, bare in zip(*(seconds[side][1:] for side in SIDES), strict=True)),
         "data_wait": sum(waited) / sum(seconds["ours"][1:]),
         "seconds": {side: seconds[side][1:] for side in SIDES},
     }
@@ -278,7 +278,7 @@ def report(machine: dict[str, Any], races: list[dict[str, Any]], rounds: int, bl
         [
             "# Training steps, tiny preset, a thread a worker",
             f"{machine['date']}; {machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}.",
-            f"Medians over {rounds} blocks of {block} steps, both sides in turn; held to a ratio of {ENOUGH} and "
+            f"Medians over {rounds} blocks of {block} steps, both sides in turn, the ratio's of neighbours; held to a ratio of {ENOUGH} and "
             f"{100 * WAIT:g} % of the time waiting for data.",
             record.table(rows),
         ]

@@ -45,6 +45,7 @@ class Key(Strict):
     vae: str
     prompt: str
     size: int
+    twins: float = 1.0
     dtype: Literal["float32"] = "float32"
 
 
@@ -62,12 +63,12 @@ class Encoders(NamedTuple):
         latents = (self.vae.encode(hq).latent_dist.mode(), posterior.mean, posterior.std)
         return dict(zip(TENSORS, (*(z * scale for z in latents), self.embedder(lq)), strict=True))
 
-    def key(self, manifest: Manifest) -> Key:
+    def key(self, manifest: Manifest, twins: float = 1.0) -> Key:
         shape = getattr(self.embedder, "shape", None)
         kind = [type(self.embedder).__name__, getattr(self.embedder, "kind", None), shape and resolved(shape)]
         vae = digest([fingerprint(self.vae), self.vae.config.scaling_factor])
         prompt = digest([fingerprint(self.embedder), kind])
-        return Key(dataset=manifest.digest, vae=vae, prompt=prompt, size=manifest.spec.size)
+        return Key(dataset=manifest.digest, vae=vae, prompt=prompt, size=manifest.spec.size, twins=twins)
 
 
 Build = Callable[[], Encoders]  # travels to other processes: a module's function, or functools.partial of one
@@ -108,14 +109,14 @@ def make(
     """
     data = Store(config.folder)
     manifest, encoders = read_manifest(data), build()
-    key = encoders.key(manifest)
+    key = encoders.key(manifest, config.twins)
     mark = digest(resolved(key))
     cache = Store(place or home() / "latents" / mark)
     _refuse_others(cache, key)
     missing = [shard for shard in manifest.shards if not _kept(cache, shard.name, mark)]
     if not missing and cache.exists(NOTE):
         return cache.uri
-    job = Job(data, cache, mark, max(config.threads, 1), config.gpus_per_worker > 0)
+    job = Job(data, cache, mark, max(config.threads, 1), config.gpus_per_worker > 0, config.twins)
     total, done = manifest.counts.rows, manifest.counts.rows - sum(shard.rows for shard in missing)
     spread = _here(job, encoders) if not config.workers else _on_ray(job, build, config, address)
     rows = {shard.name: shard.rows for shard in missing}
@@ -140,6 +141,7 @@ class Job(NamedTuple):
     mark: str
     threads: int
     gpu: bool
+    twins: float
 
 
 class Actor:
@@ -198,7 +200,7 @@ def _attempt(job: Job, encoders: Encoders, name: str) -> tuple[str, str]:
 
 
 def _write(job: Job, encoders: Encoders, name: str, device: torch.device) -> None:
-    originals = Originals(read_manifest(job.data))
+    originals = Originals(read_manifest(job.data), job.twins)
     with open_parquet(job.data, f"{SHARDS}/{name}") as file, job.cache.scratch(f"{SHARDS}/{name}") as path:
         writer = None
         for group in range(file.num_row_groups):
@@ -281,11 +283,12 @@ class CachedPairs(PairDataset):
     Raises UserError for a cache that is unfinished, or not this dataset's.
     """
 
-    def __init__(self, folder: Reference, split: str, cache: Reference, kept_groups: int = 64):
-        super().__init__(folder, split, kept_groups)
+    def __init__(self, folder: Reference, split: str, cache: Reference, kept_groups: int = 64, twins: float = 1.0):
+        super().__init__(folder, split, kept_groups, twins=twins)
         self.cache = Store(cache)
-        if read_key(self.cache).dataset != self.originals.manifest.digest:
-            raise UserError(f"{self.cache}: made from another dataset than {self.store}; remove it")
+        key = read_key(self.cache)
+        if (key.dataset, key.twins) != (self.originals.manifest.digest, twins):
+            raise UserError(f"{self.cache}: made from another dataset than {self.store}, or share of twins; remove it")
 
     def _read_group(self, name: str, group: int) -> list[dict[str, Any]]:
         rows = super()._read_group(name, group)

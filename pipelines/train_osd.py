@@ -127,7 +127,9 @@ class OSDConfig(TrainConfig):
         return self.model_copy(update={"latents": place})
 
     def pairs(self, split: str) -> PairDataset:
-        return CachedPairs(self.folder, split, self.latents) if self.latents else super().pairs(split)
+        if not self.latents:
+            return super().pairs(split)
+        return CachedPairs(self.folder, split, self.latents, twins=self.twins)
 
     @property
     def base_folder(self) -> Path:

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Pictures(NamedTuple):
-    """A pair: (H, W, 3) uint8 RGB each. target: what a restorer should give; hq itself where there is no twin."""
+    """A pair: (H, W, 3) uint8 RGB each. target: what a restorer should give; hq itself where no twin is aimed at."""
 
     hq: np.ndarray
     lq: np.ndarray
@@ -28,11 +28,13 @@ class Pictures(NamedTuple):
 class Originals:
     """Reads the pictures of a dataset's rows; lists its sources once a row needs them.
 
+    twins: the share of rows, chosen by their keys, that aim at their twin where they have one; the others at `hq`.
+
     Methods raise UserError naming a source picture that is gone or has changed.
     """
 
-    def __init__(self, manifest: Manifest):
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, twins: float = 1.0):
+        self.manifest, self.twins = manifest, twins
 
     def pictures(self, row: Row) -> Pictures:
         """All three of a row."""
@@ -57,10 +59,10 @@ class Originals:
         return as_stored(lq, spec.lq_format)
 
     def _target(self, row: Row, hq: np.ndarray) -> np.ndarray:
+        if row["target_sha256"] is None or _share(row["key"]) >= self.twins:
+            return hq
         if row["target"] is not None:
             return read_image(row["target"])
-        if row["target_sha256"] is None:
-            return hq
         return as_stored(self._original(row, "target_at", row["target_sha256"]), self.manifest.spec.hq_format)
 
     def _original(self, row: Row, locator: str, hashed: str) -> np.ndarray:
@@ -85,3 +87,8 @@ class Originals:
                     if not file["reason"]:
                         found.setdefault(file["source_uri"], []).append(file)
         return found
+
+
+def _share(key: str) -> float:
+    """A number in [0, 1) for each key, evenly spread."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64

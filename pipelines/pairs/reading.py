@@ -25,16 +25,19 @@ class PairDataset:
     """One split of a pair dataset, stored, referring to its sources, or virtual.
 
     An item is {"key": str, "hq": tensor, "lq": tensor}: float32 (3, H, W) in [-1, 1]; "hq" is the target where a
-    picture has a twin to aim at. Row groups are read as they are needed and `kept_groups` of them kept; `groups` lists
-    the positions that each holds. Works with `torch.utils.data.DataLoader`. Raises UserError for a folder that is no
-    finished dataset, or a shard or source that cannot be read.
+    picture has a twin and is among the share `twins` that aims at it. Row groups are read as they are needed and
+    `kept_groups` of them kept; `groups` lists the positions that each holds. Works with
+    `torch.utils.data.DataLoader`. Raises UserError for a folder that is no finished dataset, or a shard or source that
+    cannot be read.
     """
 
-    def __init__(self, folder: Reference, split: str, kept_groups: int = 64, columns: Sequence[str] = NEEDED):
+    def __init__(
+        self, folder: Reference, split: str, kept_groups: int = 64, columns: Sequence[str] = NEEDED, twins: float = 1.0
+    ):
         self.store = Store(folder)
         self.columns = list(columns)
         manifest = read_manifest(self.store)
-        self.originals = Originals(manifest)
+        self.originals = Originals(manifest, twins)
         self.rows: list[tuple[str, int, int]] = []  # shard, row group, row in it
         self.groups: list[list[int]] = []
         for shard in manifest.shards:

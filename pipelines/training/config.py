@@ -88,6 +88,9 @@ class TrainConfig(Strict):
     preset: str
     data: Location | Virtual
     out: Path
+    # Share of pairs that aim at their retouched twin, as FFHQR's of FFHQ's pictures, where the dataset has twins; the
+    # others at the picture that was degraded. The paper names both sets, and no ratio.
+    twins: float = Field(default=1.0, ge=0, le=1)
     seed: int = 0
     batch_size: int = Field(ge=1)  # pictures of an optimisation step over all workers and micro-batches
     accumulation: int = Field(default=1, ge=1)  # micro-batches of an optimisation step on every worker
@@ -139,7 +142,7 @@ class TrainConfig(Strict):
 
     def pairs(self, split: str) -> PairDataset:
         """The pairs that training reads."""
-        return PairDataset(self.folder, split)
+        return PairDataset(self.folder, split, twins=self.twins)
 
     def undivided(self) -> list[str]:
         """Options by which a step's result depends on how its batch is shared over workers and micro-batches.

@@ -204,6 +204,16 @@ class TestTargets:
             assert np.array_equal(shown, read_image(row["target"]))
         assert verify(tmp_path / "out", replay=11).replayed == 11
 
+    def test_a_share_of_the_pairs_aims_at_its_twin(self, faces, twins, tmp_path):
+        places = [{"uri": str(faces), "target": str(twins)}]
+        synthesize(config(places, tmp_path / "out", split=Split()))
+        every, none, half = (PairDataset(tmp_path / "out", "train", twins=share) for share in (1, 0, 0.5))
+        aimed = [bool((half[k]["hq"] == every[k]["hq"]).all()) for k in range(len(half))]
+        assert 0 < sum(aimed) < len(aimed)
+        for k, twin in enumerate(aimed):
+            assert not (every[k]["hq"] == none[k]["hq"]).all()
+            assert (half[k]["hq"] == (every if twin else none)[k]["hq"]).all()
+
     def test_another_twin_makes_another_dataset(self, faces, twins, draw, tmp_path):
         places = [{"uri": str(faces), "target": str(twins)}]
         first = synthesize(config(places, tmp_path / "out"))
