@@ -278,8 +278,8 @@ def report(machine: dict[str, Any], races: list[dict[str, Any]], rounds: int, bl
         [
             "# Training steps, tiny preset, a thread a worker",
             f"{machine['date']}; {machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}.",
-            f"Medians over {rounds} blocks of {block} steps, both sides in turn, the ratio's of neighbours; held to a ratio of {ENOUGH} and "
-            f"{100 * WAIT:g} % of the time waiting for data.",
+            f"Medians over {rounds} blocks of {block} steps, both sides in turn; ratios are of neighbouring blocks, "
+            f"held to {ENOUGH}, and to {100 * WAIT:g} % of the time waiting for data.",
             record.table(rows),
         ]
     )
