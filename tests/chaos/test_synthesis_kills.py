@@ -185,6 +185,7 @@ def test_a_killed_driver_or_worker_costs_nothing(drivers, tmp_path):
     assert_as_in_peace(out, tmp_path / "peace", 96)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("ray_session")
 def test_a_stopped_driver_is_taken_over_and_writes_nothing_when_it_goes_on(drivers, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "PATIENCE", 4.0)  # more than its beats are apart

@@ -168,6 +168,7 @@ def test_group_norm_as_scale_and_shift():
     assert torch.allclose(got, norm.double()(x.double()).float(), atol=1e-4)
 
 
+@pytest.mark.full
 @torch.inference_mode()
 def test_a_batch_is_its_pictures_one_by_one_also_in_fixed_sizes(pair):
     _, folded, images = pair

@@ -178,6 +178,7 @@ def test_a_damaged_shard_is_named_and_made_again(base, pairs, tmp_path):
     assert latents.CachedPairs(pairs, "train", place).batch([0])["codes"].any()
 
 
+@pytest.mark.full
 def test_actors_make_the_same(base, pairs, cache, tmp_path):
     place = latents.make(config(pairs, workers=2), functools.partial(encoders, base), place=tmp_path / "cache")
     ours, theirs = (latents.CachedPairs(pairs, "train", folder).batch(range(16)) for folder in (place, cache))

@@ -226,7 +226,7 @@ def whole_stage_2(stage1, pairs, tmp_path_factory) -> Reports:
     return trained(config, OSDStage, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 2, pytest.param(3, marks=pytest.mark.full)])
 def test_stage_2_resumes_in_the_middle_at_any_zero_stage(
     stage1, pairs, tmp_path, whole_stage_2, zero_stage, monkeypatch
 ):
