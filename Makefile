@@ -51,10 +51,11 @@ chaos: install  ## Tests that kill things
 gpu-check: install  ## The tests that need CUDA
 	$(BIN)/pytest -m gpu -s
 
-bench: install  ## The benchmarks, to benchmarks/results: half an hour
+bench: install  ## The benchmarks, to benchmarks/results: three quarters of an hour
 	$(BIN)/python -m benchmarks.degrade
 	$(BIN)/python -m benchmarks.synthesize
 	$(BIN)/python -m benchmarks.restore --rounds 1
+	$(BIN)/python -m benchmarks.train_step
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
