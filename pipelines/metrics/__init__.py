@@ -8,11 +8,11 @@ from osdface import weights
 from osdface.errors import UsageError
 from osdface.files import sha256
 from pipelines.metrics import embedder
-from pipelines.metrics.classical import METRICS, psnr, ssim
+from pipelines.metrics.classical import psnr, ssim
 from pipelines.metrics.protocol import Distribution, Metric, Missing, Suite
 from pipelines.metrics.table import SETS, SINGLES, Set, Single
 
-__all__ = ["METRICS", "NAMES", "load", "psnr", "ssim"]
+__all__ = ["NAMES", "load", "psnr", "ssim"]
 
 NEEDS_REFERENCES = {entry.name: entry.reference for entry in (*SINGLES, *SETS)} | dict.fromkeys(embedder.NAMES, True)
 NAMES = tuple(NEEDS_REFERENCES)

@@ -1,13 +1,9 @@
-"""Full-reference metrics on uint8 RGB pictures, by name; more is better."""
-
-from collections.abc import Callable
+"""Full-reference metrics on uint8 RGB pictures; more is better."""
 
 import numpy as np
 from skimage.metrics import mean_squared_error, structural_similarity
 
 WINDOW = 7  # pixels of a side of SSIM's
-
-Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
@@ -26,6 +22,3 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     Pictures have at least 7 pixels a side.
     """
     return float(structural_similarity(reference, image, win_size=WINDOW, channel_axis=2, data_range=255))
-
-
-METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}

@@ -1,6 +1,5 @@
 """Training on CUDA: every precision, ZeRO stage and offload; equal to plain PyTorch, and near to the CPU's weights."""
 
-import os
 import time
 
 import pytest
@@ -28,8 +27,6 @@ def shared_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OSDFACE_HOME", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        if weights := os.environ.get("OSDFACE_WEIGHTS"):  # dlib's file, where its package is not installed
-            (folder / "weights").symlink_to(weights)
         yield folder
 
 
