@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 
 from osdface.config import digest
 from osdface.errors import UserError
@@ -26,8 +28,16 @@ class Base(NamedTuple):
 
 
 def new_base(preset: Preset) -> Base:
-    """The preset's architecture with fresh weights (on torch's default device; `meta` builds it without memory)."""
-    return Base(AutoencoderKL(**preset.vae), UNet2DConditionModel(**preset.unet), DDIMScheduler(**preset.scheduler))
+    """The preset's architecture with fresh weights (on torch's default device; `meta` builds it without memory).
+
+    The VAE's residual branches begin at zero: a short training then learns through few layers first.
+    """
+    vae = AutoencoderKL(**preset.vae)
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+    return Base(vae, UNet2DConditionModel(**preset.unet), DDIMScheduler(**preset.scheduler))
 
 
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> Base:

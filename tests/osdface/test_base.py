@@ -72,7 +72,7 @@ def test_pickled_weights_are_not_read(folder):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, its VAE makes 4"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, its VAE makes 8"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "as SDXL's does"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts v_prediction, not epsilon"),
     ],

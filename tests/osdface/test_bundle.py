@@ -53,7 +53,7 @@ def test_load_gives_what_was_saved_and_merging_changes_nothing(trained):
 def test_a_stock_diffusers_unet_loads_the_lora(trained):
     folder, generator = trained
     unet = UNet2DConditionModel.from_pretrained(folder / "base", subfolder="unet")
-    z, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 24, 64)
+    z, prompt = torch.randn(1, 8, 32, 32), torch.randn(1, 24, 64)
     plain = unet(z, 399, prompt).sample
     unet.load_lora_adapter(folder / bundle.LORA, prefix="unet")
     changed = unet(z, 399, prompt).sample

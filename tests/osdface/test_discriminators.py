@@ -23,7 +23,7 @@ def unet() -> UNet2DConditionModel:
 @pytest.fixture
 def inputs():
     torch.manual_seed(1)
-    return torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 24, 64)
+    return torch.randn(2, 8, 32, 32), torch.tensor([3, 700]), torch.randn(2, 24, 64)
 
 
 def judge(unet, **options) -> LatentDiscriminator:
@@ -69,7 +69,7 @@ def other_unet(folder, **changes):
 
 
 def test_a_backbone_is_another_folders_unet(unet, inputs, tmp_path):
-    folder = other_unet(tmp_path, block_out_channels=[32, 96])
+    folder = other_unet(tmp_path, block_out_channels=[16, 32, 96])
     loaded = UNet2DConditionModel.from_pretrained(folder / "unet")
     for path in (folder, folder / "unet"):
         made = LatentDiscriminator(unet, SHAPE, options=LatentOptions(backbone=path))
@@ -84,7 +84,7 @@ def test_a_backbone_that_cannot_take_latents_or_prompt_is_refused_in_a_sentence(
         LatentDiscriminator(unet, SHAPE, options=LatentOptions(backbone=wide))
     LatentDiscriminator(unet, SHAPE, options=LatentOptions(backbone=wide, context="none"))
     many = other_unet(tmp_path / "many", in_channels=16)
-    with pytest.raises(UserError, match="for latents of 16 channels cannot judge the base's 4"):
+    with pytest.raises(UserError, match="for latents of 16 channels cannot judge the base's 8"):
         LatentDiscriminator(unet, SHAPE, options=LatentOptions(backbone=many, context="none"))
     classes = other_unet(tmp_path / "classes", class_embed_type="timestep")
     with pytest.raises(UserError, match="inputs besides time and prompt"):

@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs() -> tuple[torch.Tensor, int, torch.Tensor]:
-    return torch.randn(2, 4, 16, 16), 399, torch.randn(2, 24, 64)
+    return torch.randn(2, 8, 32, 32), 399, torch.randn(2, 24, 64)
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_only_lora_and_adapter_are_trained(base):
 
 
 def test_untrained_lora_changes_nothing_and_a_trained_one_adds_alpha_over_rank_times_b_a(base):
-    z, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 24, 64)
+    z, prompt = torch.randn(1, 8, 32, 32), torch.randn(1, 24, 64)
     model = generator(base)
     plain = base.unet(z, 399, prompt).sample
     torch.testing.assert_close(model.unet(z, 399, prompt).sample, plain)
@@ -95,7 +95,7 @@ def test_a_latent_is_the_mode_or_a_sample_of_the_vaes_distribution(base):
     posterior = model.vae.encode(images).latent_dist
     torch.testing.assert_close(model.encode(images), posterior.mean * 0.18215)
     noise = torch.randn(model.latent_shape(images))
-    assert noise.shape == (2, 4, 16, 12)
+    assert noise.shape == (2, 8, 32, 24)
     sample = (posterior.mean + torch.exp(0.5 * posterior.logvar) * noise) * 0.18215
     torch.testing.assert_close(model.encode(images, noise), sample)
 
@@ -176,7 +176,7 @@ def test_the_noise_level_keeps_its_precision_in_half(base):
 
 def test_latent_discriminator_is_the_unets_encoder_half_with_a_patch_head(base):
     judge = LatentDiscriminator(base.unet, TINY.latent_discriminator)
-    z, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 24, 64)
+    z, t, prompt = torch.randn(2, 8, 32, 32), torch.tensor([3, 700]), torch.randn(2, 24, 64)
     seen = {}
     hook = base.unet.mid_block.register_forward_hook(lambda *call: seen.update(h=call[2]))
     base.unet(z, t, prompt)

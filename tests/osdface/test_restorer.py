@@ -255,7 +255,7 @@ def test_a_sample_of_the_latent_follows_its_generator(folder, restorer):
     state = seeded()
     alone = torch.cat([sampling.restore(image[None], state) for image in images])
     torch.testing.assert_close(drawn, alone, atol=1e-4, rtol=1e-4)
-    z = torch.stack([torch.randn(4, 16, 16, generator=state) for state in [seeded()] for _ in range(3)])
+    z = torch.stack([torch.randn(8, 32, 32, generator=state) for state in [seeded()] for _ in range(3)])
     expected = (sampling.generator(images * 2 - 1, z).image / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
     one, same = (sampling(noise(), "aligned", generator=seeded(), output_type="array").image for _ in range(2))

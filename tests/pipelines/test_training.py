@@ -115,7 +115,7 @@ def plain_osd_steps(stage: OSDStage, count: int) -> None:
         return a.sqrt() * z + (1 - a).sqrt() * noise, t
 
     for step in steps(count):
-        restored = generator(step.batch["lq"], step.draw(torch.randn, (4, 4, 16, 16)))
+        restored = generator(step.batch["lq"], step.draw(torch.randn, (4, 8, 32, 32)))
         fake = judge(*noised(step, restored.latent), restored.prompt.detach())
         loss = F.mse_loss(restored.image, step.batch["hq"]) - 0.1 * F.logsigmoid(fake).mean()
         for optimizer in optimizers:
