@@ -9,8 +9,8 @@ from degradations import recipe as recipes
 from degradations.recipe import Recipe, RecipeError, load
 
 SHIPPED = {
-    "codeformer_large", "codeformer_small", "daefr", "difface", "diffbir", "dual_mixture", "dual_sequential", "gfpgan",
-    "realesrgan", "restoreformer", "vqfr_v2",
+    "codeformer_large", "codeformer_small", "daefr", "difface", "diffbir", "dual_mixture", "dual_sequential",
+    "dual_sequential_64", "gfpgan", "realesrgan", "restoreformer", "vqfr_v2",
 }  # fmt: skip
 
 # Kernel size, sigma, factor, noise, quality: the published tables.
@@ -43,7 +43,7 @@ def test_single_rounds_have_the_published_numbers(name):
 
 
 def test_inferred_values_say_so():
-    for name in ("dual_sequential", "dual_mixture", "realesrgan"):
+    for name in ("dual_sequential", "dual_sequential_64", "dual_mixture", "realesrgan"):
         assert "inferred" in (recipes.FOLDER / f"{name}.yaml").read_text()
 
 
