@@ -33,6 +33,7 @@ FORMAT_VERSION: Final = 2
 LORA, VRE, ADAPTER = "pytorch_lora_weights.safetensors", "vre.safetensors", "prompt_adapter.safetensors"
 EMBEDDER: dict[presets.PromptKind, str] = {"vre": VRE, "vre_cat": VRE, "clip": "prompt_text.safetensors"}
 ADAPTED: tuple[presets.PromptKind, ...] = ("vre", "learned")  # the kinds of prompts of which something is trained
+SHIPPED = Path(__file__).parent / "bundles"
 EMBED_BASE_BELOW = 64 * 2**20  # bytes
 
 
@@ -128,10 +129,16 @@ def write(parts: Parts, folder: Path, config: BundleConfig, base: Path) -> Bundl
         save_file(_contiguous(parts.adapter), temporary / ADAPTER)
     if config.base.path == "base":
         shutil.copytree(base, temporary / "base")
-    files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-    config = config.model_copy(update={"files": files})
-    (temporary / "config.json").write_text(config.model_dump_json(indent=2))
+    config = seal(temporary, config)
     replace_folder(temporary, folder)
+    return config
+
+
+def seal(folder: Path, config: BundleConfig) -> BundleConfig:
+    """Write the config.json of a folder that has all of a bundle else: the configuration with its list of files."""
+    files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    config = config.model_copy(update={"files": files})
+    (folder / "config.json").write_text(config.model_dump_json(indent=2))
     return config
 
 
@@ -163,14 +170,15 @@ def _contiguous(parts: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def resolve(ref: str | Path) -> Path:
-    """The bundle folder that a model reference names: a folder, or what an `osdface.resolvers` entry point knows.
+    """The bundle folder that a model reference names: a folder, a bundle that ships ("tiny"), or what an
+    `osdface.resolvers` entry point knows.
 
     Raises UserError saying what was looked for.
     """
     if Path(ref).is_dir():
         return Path(ref)
-    if str(ref) == "tiny":
-        raise UserError("model 'tiny': no trained bundle ships with this version; `osdface demo` trains a small one")
+    if str(ref) in shipped():
+        return SHIPPED / ref
     for entry in entry_points(group="osdface.resolvers"):
         try:
             found = entry.load()(str(ref))
@@ -179,9 +187,14 @@ def resolve(ref: str | Path) -> Path:
         if found is not None:
             return Path(found)
     raise UserError(
-        f"model '{ref}' not found: give a bundle folder, models:/NAME/VERSION, models:/NAME@ALIAS or an alias "
-        "(registry references need `pip install osdface[train]`)"
+        f"model '{ref}' not found: give a bundle folder, {' or '.join(shipped())}, models:/NAME/VERSION, "
+        "models:/NAME@ALIAS or an alias (registry references need `pip install osdface[train]`)"
     )
+
+
+def shipped() -> list[str]:
+    """The bundles that come with the package, by name."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def read_config(folder: Path) -> BundleConfig:

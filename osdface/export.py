@@ -1,8 +1,9 @@
-"""A bundle in the layouts of other programs.
+"""A bundle in other layouts, those of other programs for the most part.
 
 diffusers     the base as it is, an ordinary diffusers folder, and the LoRA beside it: `load_lora_weights(OUT)`
 official      the published program's three checkpoints; its base is given to it apart
 safetensors   unet (LoRA merged), vae, vre and prompt_adapter as four files, and config.json with their architecture
+half          a bundle again, its tensors in float16: half the size, to ship
 """
 
 import json
@@ -17,7 +18,7 @@ from osdface.files import aside, replace_folder
 from osdface.presets import VISUAL_PROMPTS, Preset, preset
 from osdface.tensors import read_safetensors
 
-Format = Literal["diffusers", "official", "safetensors"]
+Format = Literal["diffusers", "official", "safetensors", "half"]
 VRE_CHECKPOINT, ADAPTER_CHECKPOINT = "associate_2.ckpt", "embedding_change_weights.pth"
 
 
@@ -31,6 +32,7 @@ def export(folder: Path, format: Format, out: Path) -> list[str]:
         "diffusers": _diffusers,
         "official": _official,
         "safetensors": _safetensors,
+        "half": _half,
     }
     if format not in writers:
         raise UsageError(f"format '{format}' does not exist; known: {', '.join(get_args(Format))}")
@@ -121,3 +123,29 @@ def _safetensors(folder: Path, config: bundle.BundleConfig, out: Path) -> list[s
     }
     (out / "config.json").write_text(json.dumps(architecture, indent=2, default=str))
     return ["the LoRA is merged into unet.safetensors"]
+
+
+def _half(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
+    from osdface.base import base_digest
+
+    if config.base.path != "base":
+        raise UserError(f"{folder}: its base lies outside it, at {config.base.path}: only a bundle with its base is halved")
+    for name in config.files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = _halve if name.endswith(".safetensors") else shutil.copyfile
+        copy(folder / name, out / name)
+    base = config.base.model_copy(update={"sha256": base_digest(out / "base")})
+    bundle.seal(out, config.model_copy(update={"base": base}))
+    return ["loads as any bundle does, and is computed in the precision that is asked for"]
+
+
+def _halve(path: Path, out: Path) -> None:
+    """Copy a file of tensors, float32 ones as float16, with what its header says of them."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        half = {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+        save_file(half, out, file.metadata())

@@ -159,6 +159,7 @@ def test_a_base_with_a_part_missing_names_it(trained, tmp_path):
         load_base(base)
 
 
-def test_the_tiny_bundle_is_said_not_to_ship_yet():
-    with pytest.raises(UserError, match="model 'tiny': no trained bundle ships with this version"):
-        bundle.resolve("tiny")
+def test_what_ships_is_named_and_whole():
+    assert "tiny" in bundle.shipped()
+    for name in bundle.shipped():
+        assert bundle.verify(bundle.resolve(name)).base.path == "base"

@@ -136,3 +136,27 @@ def test_nothing_is_overwritten_and_unknown_formats_are_refused(folder, tmp_path
 def test_a_damaged_bundle_is_not_exported(folder, tmp_path):
     with pytest.raises(UserError, match="not a model bundle"):
         export(tmp_path, "official", tmp_path / "out")
+
+
+def test_a_halved_bundle_is_half_as_large_and_restores_nearly_the_same(tmp_path):
+    folder, half = make(tmp_path), tmp_path / "half"
+    export(folder, "half", half)
+    before, after = bundle.verify(folder), bundle.verify(half)
+    assert before.architecture() == after.architecture()
+    assert before.provenance == after.provenance
+    for name in (name for name in before.files if name.endswith(".safetensors")):
+        assert load_file(half / name).keys() == load_file(folder / name).keys()
+        assert (half / name).stat().st_size < 0.6 * (folder / name).stat().st_size
+    images = torch.rand(2, 3, 64, 64)
+    one, other = (Restorer.load(path).restore(images) for path in (folder, half))
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, atol=0.05, rtol=0)
+
+
+def test_a_bundle_whose_base_is_elsewhere_is_not_halved(tmp_path):
+    folder = make(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["base"]["path"] = str(tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="only a bundle with its base is halved"):
+        export(folder, "half", tmp_path / "half")

@@ -219,7 +219,7 @@ CUDA = {"gpus_per_worker": 1}
         ({"validation": {"best": "l1"}}, UsageError, "validation.best: l1 is never measured"),
         ({"batch_size": 400}, UserError, "fewer than batch_size 400"),
         ({"preset": "sd21"}, UserError, "--size 512"),
-        ({"preset": "tin"}, UsageError, "known: sd21, small, tiny"),
+        ({"preset": "tin"}, UsageError, "known: sd21, tiny"),
         ({"cpus_per_worker": 400}, UserError, "ask for 800 CPUs.*lower workers"),
     ],
 )
