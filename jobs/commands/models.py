@@ -250,7 +250,7 @@ def _share(text: str) -> float:
 
 def _seconds(text: str) -> float:
     """90s, 5m, 1h, or plain seconds."""
-    number, unit = (text[:-1], text[-1]) if text[-1] in UNITS else (text, "s")
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
     try:
         seconds = float(number) * UNITS[unit]
     except ValueError:

@@ -18,11 +18,11 @@ class Bound(Strict):
 class Trial(Strict):
     """Self-test pictures restored before anything else, each alone.
 
-    pictures: how many. deviation: least standard deviation of a restored picture, in levels of 255: black is 0. max:
-    seconds of a picture, the median; max_ratio: to the champion's, in the same place.
+    pictures: how many, 2 to 8. deviation: least standard deviation of a restored picture, in levels of 255: black is 0.
+    max: seconds of a picture, the fastest of them; max_ratio: to the champion's, in the same place.
     """
 
-    pictures: int = Field(default=4, ge=2)
+    pictures: int = Field(default=4, ge=2, le=8)
     deviation: float = Field(default=1.0, ge=0)
     max: float | None = Field(default=None, gt=0)
     max_ratio: float | None = Field(default=None, ge=1)

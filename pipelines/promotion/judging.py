@@ -97,13 +97,13 @@ def _check(name: str, value: float | None, passed: bool, wanted: str) -> Check:
 
 
 def _regression(name: str, value: float | None, theirs: float | None, limit: float, better: str) -> Check:
-    if theirs is None:
-        note = "evaluate the champion on the same dataset: osdface evaluate --model champion --data PAIRS --out OUT"
+    if theirs is None or value is None:
+        which = "it" if value is None else "the champion on the same dataset"
+        note = f"evaluate {which} in this metric: osdface evaluate --model REF --data PAIRS --out OUT"
         return Check(name, number(value), f"{limit:g} worse than the champion at most", False, note)
     edge = theirs - limit if better == "higher" else theirs + limit
     wanted = f"{'at least' if better == 'higher' else 'at most'} {edge:.4g}, the champion's {theirs:.4g} and {limit:g}"
-    passed = value is not None and (value >= edge if better == "higher" else value <= edge)
-    return Check(name, number(value), wanted, passed)
+    return Check(name, number(value), wanted, value >= edge if better == "higher" else value <= edge)
 
 
 def live(limits: Live, champion: "Observed | None", staged: "Observed | None", over: bool) -> list[Check]:

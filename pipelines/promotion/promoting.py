@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from osdface import bundle
 from osdface.errors import UsageError, UserError
 from pipelines import registry
 from pipelines.promotion import history, judging, selftest, turn
@@ -179,6 +178,8 @@ class Rollout:
             now = registry.aliases(name)
             if now.get("champion") != former:
                 raise UserError(f"'{name}' got another champion meanwhile ({now.get('champion')}); promote again")
+            for endpoint in self.running:  # others may have taken long to load
+                endpoint.stage(self.version, self.wishes.share, self.wishes.shadow, LEASE)
             held = {alias: now.get(alias) for alias in ("champion", "previous")}
             registry.repoint(wanted | {"challenger": None}, name)
             for endpoint in self.running:
@@ -194,8 +195,7 @@ class Rollout:
 
     def _self_test(self, endpoint: "Endpoint") -> None:
         gate = self.wishes.gates.trial or Trial()
-        size = bundle.read_config(registry.fetch(self.version)).architecture().size
-        given = selftest.pictures(gate.pictures, size)
+        given = selftest.pictures(gate.pictures)
         faults = selftest.faults(given, endpoint.try_staged(given), gate.deviation)
         found = "; ".join(faults) or f"{len(given)} pictures answered"
         self.entry.checks.append(Check(f"self-test at {endpoint.url}", found, "answers pictures", not faults))

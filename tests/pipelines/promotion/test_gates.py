@@ -108,7 +108,7 @@ def test_only_evaluations_on_one_dataset_are_compared(versions, evaluated):
     evaluated(first, E, psnr=30)
     evaluated(second, D, psnr=20)
     assert (
-        "psnr: 20, wanted 0.5 worse than the champion at most (evaluate the champion on the same dataset"
+        "psnr: 20, wanted 0.5 worse than the champion at most (evaluate the champion on the same dataset in this metric"
         in sentences(before(gates, second, first))
     )
     evaluated(second, E, psnr=29.8)
