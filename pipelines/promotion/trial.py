@@ -11,7 +11,7 @@ from pipelines.promotion.gates import Trial
 
 
 class Tried(NamedTuple):
-    """faults: why it is no restorer, in sentences. seconds: of the fastest picture: other work on the machine moves that
+    """faults: why it is no restorer, in sentences. seconds: of the fastest picture, which other work moves
     least."""
 
     faults: list[str]
