@@ -75,7 +75,13 @@ def _start(model: str, loaded: Loaded, settings: Settings, host: str, port: int)
     except RuntimeError as error:
         raise UserError(f"{model}: the endpoint does not come up: {error}") from error
     address = ray.get_runtime_context().gcs_address
-    facts = {"url": f"http://{host}:{port}", "host": host, "ref": model, "ray": address}
+    facts = {
+        "url": f"http://{host}:{port}",
+        "host": host,
+        "ref": model,
+        "ray": address,
+        "tokens": os.environ.get("RAY_AUTH_MODE") == "token",
+    }
     return records.write(port, **facts, **loaded.model.model_dump())
 
 
@@ -192,8 +198,8 @@ def require_keys(host: str, settings: Settings) -> None:
             return
     if host != "localhost" and not settings.keys:
         raise UsageError(
-            f"--host {host}: others reach this address, and no key is asked for; make one with `osdface serve key NAME` "
-            "and give it by --config"
+            f"--host {host}: others reach this address, and no key is asked for; `osdface serve key NAME` makes "
+            "one for --config"
         )
 
 
