@@ -55,27 +55,36 @@ def up(
 
 
 def _start(model: str, loaded: Loaded, settings: Settings, host: str, port: int) -> dict[str, Any]:
+    from pipelines import cluster
+
+    cluster.connect()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return deploy(model, loaded, settings, host, port)
+    except RuntimeError as error:
+        raise UserError(f"{model}: the endpoint does not come up: {error}") from error
+
+
+def deploy(model: str, loaded: Loaded, settings: Settings, host: str, port: int) -> dict[str, Any]:
+    """Have the Ray that this process is in serve a model; returns what is recorded of it.
+
+    Raises RuntimeError with what Serve says where that fails.
+    """
     import ray
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    from pipelines import cluster
     from pipelines.serve import application
 
-    cluster.connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes SIGTERM for itself
-        signal.signal(number, signal.default_int_handler)
     config = application.configuration(settings, loaded, host, port)
-    try:
-        serve.start(http_options=config["http_options"], proxy_location=config["proxy_location"])
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
-        _wait()
-    except RuntimeError as error:
-        raise UserError(f"{model}: the endpoint does not come up: {error}") from error
-    address = ray.get_runtime_context().gcs_address
-    facts = {"url": f"http://{host}:{port}", "host": host, "ref": model, "ray": address}
+    serve.start(http_options=config["http_options"], proxy_location=config["proxy_location"])
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+    _wait()
+    reached = {"ray": ray.get_runtime_context().gcs_address, "tokens": os.environ.get("RAY_AUTH_MODE") == "token"}
+    facts = {"url": f"http://{host}:{port}", "host": host, "ref": model, **reached}
     return records.write(port, **facts, **loaded.model.model_dump())
 
 
@@ -192,8 +201,8 @@ def require_keys(host: str, settings: Settings) -> None:
             return
     if host != "localhost" and not settings.keys:
         raise UsageError(
-            f"--host {host}: others reach this address, and no key is asked for; make one with `osdface serve key NAME` "
-            "and give it by --config"
+            f"--host {host}: others reach this address, and no key is asked for; `osdface serve key NAME` makes "
+            "one for --config"
         )
 
 

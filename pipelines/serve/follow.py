@@ -17,7 +17,7 @@ LEASE = 600.0
 
 
 def first(ref: str) -> tuple[Loaded, str]:
-    """What an endpoint starts with: what `ref` names; with MLflow out of reach, what it named last, and that as a notice.
+    """What an endpoint starts with: what `ref` names, or with MLflow out of reach named last; and that as a notice.
 
     Raises UserError for a reference that names nothing, or that was never served from here.
     """

@@ -56,6 +56,32 @@ class Ready(Strict):
     notice: str = ""
 
 
+def _task(
+    request: Request,
+    faces: FaceMode,
+    strength: float,
+    format: Format | None,
+    compare: bool,
+    identity: bool,
+    only: str | None,
+) -> Task:
+    """What is wanted of a picture that is still to come. Raises Problem (406)."""
+    chosen = negotiation.chosen(format, request.headers.get("accept", ""))
+    numbers = tuple(map(int, only.split(","))) if only else None
+    return Task(b"", faces, chosen, strength, compare, identity and faces != "whole", numbers)
+
+
+def _lineage(model: Model) -> dict[str, str]:
+    return {"X-Model-Version": model.version, "X-Run-Id": model.run_id, "X-Dataset-Digest": model.dataset_digest}
+
+
+def _faces(answer: Answer) -> dict[str, str]:
+    identity = [None if value is None else round(value, 4) for value in answer.identity]
+    boxes = json.dumps(answer.boxes)
+    return {"X-Faces": str(len(answer.boxes)), "X-Face-Boxes": boxes, "X-Identity": json.dumps(identity)}
+
+
+# Serve copies the application here, with what is known of this module by now: helpers come before the class.
 @serve.ingress(api)
 class Ingress:
     """Takes requests, asks the slots, answers."""
@@ -246,28 +272,3 @@ class Ingress:
 
     def _champion(self) -> Model:
         return self._routing().models[self._routing().champion]
-
-
-def _task(
-    request: Request,
-    faces: FaceMode,
-    strength: float,
-    format: Format | None,
-    compare: bool,
-    identity: bool,
-    only: str | None,
-) -> Task:
-    """What is wanted of a picture that is still to come. Raises Problem (406)."""
-    chosen = negotiation.chosen(format, request.headers.get("accept", ""))
-    numbers = tuple(map(int, only.split(","))) if only else None
-    return Task(b"", faces, chosen, strength, compare, identity and faces != "whole", numbers)
-
-
-def _lineage(model: Model) -> dict[str, str]:
-    return {"X-Model-Version": model.version, "X-Run-Id": model.run_id, "X-Dataset-Digest": model.dataset_digest}
-
-
-def _faces(answer: Answer) -> dict[str, str]:
-    identity = [None if value is None else round(value, 4) for value in answer.identity]
-    boxes = json.dumps(answer.boxes)
-    return {"X-Faces": str(len(answer.boxes)), "X-Face-Boxes": boxes, "X-Identity": json.dumps(identity)}

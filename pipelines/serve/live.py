@@ -5,6 +5,7 @@ step here reads it, changes it and deploys it again, which Serve does without st
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from pipelines.serve.settings import SLOTS, Loaded, Routing, Settings, Slot
 LOADING = 300.0  # seconds that a version may take to load and warm up
 DRAINING = 120.0  # seconds that requests may take which a version that goes has begun
 POLL = 0.1
+_joined_before: set[str] = set()
 
 
 class Observed(NamedTuple):
@@ -87,6 +89,7 @@ class Running:
     def __init__(self, record: dict[str, Any]):
         self.url: str = record["url"]
         self.address: str = record["ray"]
+        self.tokens: bool = record["tokens"]
 
     def serving(self) -> str:
         with self._joined() as serve:
@@ -177,22 +180,10 @@ class Running:
 
     @contextlib.contextmanager
     def _joined(self) -> Iterator["_Serve"]:
-        """This process in the endpoint's Ray; it leaves afterwards, unless it was there before."""
-        import ray
-
-        from pipelines import cluster
-
-        stranger = not ray.is_initialized()
-        cluster.connect(self.address)
-        here = ray.get_runtime_context().gcs_address
-        if here != self.address:
-            raise UserError(f"{self.url}: this process works on another Ray cluster ({here}, not {self.address})")
-        try:
-            with _said(f"{self.url}: its Serve application cannot be reached or changed"):
-                yield _Serve(self.url)
-        finally:
-            if stranger:
-                ray.shutdown()
+        """This process in the endpoint's Ray, where it stays until it ends or turns to another endpoint."""
+        _join(self.address, self.tokens)
+        with _said(f"{self.url}: its Serve application cannot be reached or changed"):
+            yield _Serve(self.url)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -284,6 +275,31 @@ class _Serve:
 
     def _deployment(self, config: dict[str, Any], name: str) -> dict[str, Any]:
         return next(part for part in config["deployments"] if part["name"] == name)
+
+
+def _join(address: str, tokens: bool) -> None:
+    """Be in the Ray cluster at `address`, which may want the token that this machine's clusters share.
+
+    Raises UserError where this process works on another one, not of an endpoint, or none answers.
+    """
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    from pipelines import cluster
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if here == address:
+            return
+        if here not in _joined_before:
+            raise UserError(f"this process works on another Ray cluster ({here}) than the endpoint ({address})")
+        ray.shutdown()
+    if tokens:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as the endpoint's own `ray.init` did
+    cluster.connect(address)
+    _joined_before.add(address)
 
 
 def last_line(message: str) -> str:

@@ -11,7 +11,7 @@ FORM = {
 }
 FORMS = FORM | {"properties": {"image": {"type": "array", "items": FORM["properties"]["image"]}}}  # type: ignore[index]
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-RAW = {kind: BINARY for kind in ("image/png", "image/jpeg", "image/webp", "application/octet-stream")}
+RAW = dict.fromkeys(("image/png", "image/jpeg", "image/webp", "application/octet-stream"), BINARY)
 EXAMPLE = {"type": "about:blank", "title": "Unsupported Media Type", "status": 415, "detail": "the picture: is not one"}
 PROBLEM = {
     "type": "object",
@@ -32,7 +32,7 @@ TOLD = {
 MEANS = {
     400: "Empty, or a form that cannot be read", 401: "No key, or a wrong one", 404: "There is none",
     406: "No format that `Accept` takes", 408: "The body took too long", 409: "It is not done yet",
-    413: "Too many bytes or pixels", 415: "No picture, or an animated one", 422: "A damaged picture, or a bad parameter",
+    413: "Too many bytes or pixels", 415: "No picture, or an animated one", 422: "Damaged, or a bad parameter",
     429: "The key asks too often", 503: "All replicas are busy", 504: "The picture took too long",
 }  # fmt: skip
 PICTURE_FAULTS = (400, 401, 406, 408, 413, 415, 422, 429, 503, 504)

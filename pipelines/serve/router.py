@@ -76,7 +76,7 @@ class Router:
         deadline = time.monotonic() + self.limits.seconds
         try:
             return await self._call(chosen, task, deadline), chosen
-        except (BackPressureError, asyncio.TimeoutError) as error:
+        except (TimeoutError, BackPressureError) as error:
             if chosen == champion:
                 raise _refused(error, self.limits) from None
         except FAILURES:

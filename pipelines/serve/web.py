@@ -40,6 +40,8 @@ class Cors:
         self.inner: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the application starts, and there is no replica yet
+            return await self.app(scope, receive, send)
         if self.inner is None:
             origins = serve.get_replica_context().servable_object.settings.origins
             options: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["authorization"]}
