@@ -5,7 +5,6 @@ goes wrong after brings both back.
 """
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +70,7 @@ def promote(number: str, wishes: Wishes, name: str = NAME, tell: Tell = print) -
     with turn.taken(name, f"version {number}") as renew:
         before = registry.aliases(name)
         former = before.get("champion")
-        running = _running(wishes)
+        running = _running(wishes, name)
         if former == version.version and all(endpoint.serving() == former for endpoint in running):
             return {"version": number, "former": former, "outcome": "is the champion already", "checks": []}
         with history.recorded("promote", version, former, wishes.why) as entry:
@@ -98,7 +97,7 @@ def rollback(wishes: Wishes, name: str = NAME, tell: Tell = print) -> dict[str, 
         version = registry.version(number, name)
         registry.fetch(version)
         earlier = version.promotion.get("replaced")
-        running = _running(wishes)
+        running = _running(wishes, name)
         with history.recorded("rollback", version, left, wishes.why) as entry:
             rollout = Rollout(version, running, wishes, entry, renew, tell)
             rollout.prepare()
@@ -128,18 +127,21 @@ def refusal(version: Version, bad: Sequence[Check], checks: Sequence[Check]) -> 
     return Refused(f"{version.ref} is refused: " + "; ".join(check.sentence() for check in bad), checks)
 
 
-def _running(wishes: Wishes) -> list["Endpoint"]:
-    """The endpoints to promote at: the one at a URL, or all here that serve a version of the registry.
+def _running(wishes: Wishes, name: str) -> list["Endpoint"]:
+    """The endpoints to promote at: the one at a URL, or all here that were started to serve this model's champion.
 
-    Raises UsageError where live requests are to be watched and there is no endpoint.
+    Raises UserError where live requests are to be watched and there is no endpoint.
     """
-    from pipelines.serve import live
+    from pipelines.serve import live, records
 
     found = live.endpoints(wishes.url)
-    if not wishes.url:  # a bundle that is not registered goes by its digest; its endpoint is left alone
-        found = [endpoint for endpoint in found if not re.fullmatch("[0-9a-f]{64}", endpoint.serving())]
+    if not wishes.url:  # one that serves a certain version, or a bundle, is meant to go on with that
+        refs = {record["url"]: record["ref"] for record in records.alive()}
+        champion = f"models:/{name}@champion"
+        short = {"champion": f"models:/{NAME}@champion"}
+        found = [one for one in found if (ref := refs.get(one.url, champion)) and short.get(ref, ref) == champion]
     if wishes.share and not found:
-        raise UserError("no endpoint of the registry's versions runs here whose requests could be watched; start one")
+        raise UserError(f"no endpoint runs here that serves the champion of '{name}': there are no requests to watch")
     return found
 
 

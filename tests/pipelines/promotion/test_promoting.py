@@ -19,6 +19,7 @@ from pipelines.promotion import history, promoting, selftest, turn
 from pipelines.promotion.checks import Refused
 from pipelines.promotion.gates import Bound, Trial
 from pipelines.promotion.promoting import Wishes
+from pipelines.serve import records
 from tests.promotion import FREE, not_a_number
 
 PLAIN = Wishes(FREE)
@@ -55,7 +56,7 @@ def test_without_an_endpoint_the_alias_moves(versions, no_endpoint):
     assert registry.aliases() == {"champion": "2", "previous": "1"}
     assert promote("2")["outcome"] == "is the champion already"
     assert registry.aliases() == {"champion": "2", "previous": "1"}
-    with pytest.raises(UserError, match="no endpoint of the registry's versions runs here"):
+    with pytest.raises(UserError, match="no endpoint runs here that serves the champion of 'osdface'"):
         promote("3", CANARY)
     assert registry.aliases() == {"champion": "2", "previous": "1"}
 
@@ -82,10 +83,18 @@ def test_a_shadow_gets_copies(champion, endpoint):
     assert ("stage", "2", 1.0, True) in endpoint.log
 
 
-def test_an_endpoint_of_an_unregistered_bundle_is_left_alone(champion, endpoint):
-    endpoint.version = "f" * 64
+@pytest.mark.parametrize("ref", ["models:/osdface/1", "/a/bundle", "models:/other@champion", "challenger"])
+def test_an_endpoint_that_was_not_started_for_the_champion_is_left_alone(champion, endpoint, ref):
+    records.write(1, url=endpoint.url, ref=ref)
     assert promote("2")["endpoints"] == []
     assert endpoint.log == []
+    assert promote("3", Wishes(FREE, url=endpoint.url))["endpoints"] == [endpoint.url]  # unless it is named
+
+
+@pytest.mark.parametrize("ref", ["champion", "models:/osdface@champion"])
+def test_an_endpoint_that_was_started_for_the_champion_goes_over(champion, endpoint, ref):
+    records.write(1, url=endpoint.url, ref=ref)
+    assert promote("2")["endpoints"] == [endpoint.url]
 
 
 def black(pictures) -> list[bytes]:
