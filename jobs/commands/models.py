@@ -159,7 +159,9 @@ console.command(app, "history", "osdface models history")(history)
 def promote(
     version: Version,
     name: Name = "osdface",
-    gates: Annotated[str, typer.Option(help="What it must hold: a YAML file, or default or release.")] = "default",
+    gates: Annotated[
+        str, typer.Option(help="What it must hold: a YAML file, or sound, default or release.")
+    ] = "default",
     set: options.Set = [],  # noqa: B006
     canary: Annotated[str, typer.Option(help="A share of the traffic that it gets first, such as 10%.")] = "",
     shadow: Annotated[
@@ -272,7 +274,7 @@ def _say_done(result: dict, name: str) -> None:
     console.say(f"version {result['version']} of {name}: {result['outcome']}")
     for url in result.get("endpoints", []):
         console.say(f"{url} serves it")
-    if not result.get("endpoints"):
+    if result.get("endpoints") == []:
         console.say("no endpoint runs here: only the alias has moved, and the next `osdface serve up` serves it")
 
 

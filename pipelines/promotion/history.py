@@ -59,7 +59,9 @@ def recorded(action: str, version: Version, former: str | None, why: str) -> Ite
         except MlflowException as error:
             raise UserError(f"MLflow at {address}: {tracking.reason(error)}; {version.ref} was not promoted") from error
     except BaseException as error:
-        entry.outcome = "refused" if isinstance(error, Refused) else "failed"
+        entry.outcome = (
+            "refused" if isinstance(error, Refused) else "failed" if isinstance(error, Exception) else "stopped"
+        )
         _close(entry, version, former, str(error) or type(error).__name__)
         raise
     _close(entry, version, former, "")

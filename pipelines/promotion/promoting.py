@@ -76,7 +76,8 @@ def promote(number: str, wishes: Wishes, name: str = NAME, tell: Tell = print) -
         with history.recorded("promote", version, former, wishes.why) as entry:
             entry.checks += judging.before(wishes.gates, version, _other_champion(version), tell)
             _require_passed(version, entry.checks, wishes.force)
-            rollout = Rollout(version, running, wishes, entry, renew, tell)
+            behind = [endpoint for endpoint in running if endpoint.serving() != version.version]
+            rollout = Rollout(version, behind, wishes, entry, renew, tell)
             rollout.prepare()
             rollout.move(succession(before, version.version), former)
             entry.outcome = "promoted"
@@ -96,12 +97,14 @@ def rollback(wishes: Wishes, name: str = NAME, tell: Tell = print) -> dict[str, 
             raise UserError(f"'{name}' has no previous champion to go back to; `osdface models history` shows what was")
         version = registry.version(number, name)
         registry.fetch(version)
+        there = {one.version for one in registry.versions(name)}
         earlier = version.promotion.get("replaced")
         running = _running(wishes, name)
         with history.recorded("rollback", version, left, wishes.why) as entry:
-            rollout = Rollout(version, running, wishes, entry, renew, tell)
+            behind = [endpoint for endpoint in running if endpoint.serving() != version.version]
+            rollout = Rollout(version, behind, wishes, entry, renew, tell)
             rollout.prepare()
-            rollout.move({"champion": number, "previous": None if earlier == left else earlier}, left)
+            rollout.move({"champion": number, "previous": earlier if earlier in there - {left} else None}, left)
             entry.outcome = "rolled back"
             return _result(entry, version, left, running)
 
@@ -165,7 +168,7 @@ class Rollout:
                 endpoint.stage(self.version, 0.0, False, LEASE)
                 self._self_test(endpoint)
                 self.renew()
-            if self.wishes.share:
+            if self.wishes.share and self.running:
                 self._watch()
         except BaseException as error:
             self._withdraw(str(error) or type(error).__name__)

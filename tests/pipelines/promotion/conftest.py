@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from osdface import bundle
 from osdface.files import sha256, write
 from pipelines import registry, tracking
-from pipelines.promotion import promoting
+from pipelines.promotion import promoting, turn
 from pipelines.serve import live
 from tests.promotion import Fake
 
@@ -58,6 +58,7 @@ def endpoint(monkeypatch) -> Fake:
     fake = Fake("1")
     monkeypatch.setattr(live, "endpoints", lambda url=None: [fake])
     monkeypatch.setattr(promoting, "POLL", 0.01)
+    monkeypatch.setattr(turn, "SETTLING", 0.01)
     return fake
 
 

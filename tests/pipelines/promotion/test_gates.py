@@ -31,6 +31,7 @@ def sentences(checks) -> str:
 def test_shipped_gates_parse_and_the_defaults_of_the_program_ask_for_no_metric():
     for name in ("default", "release"):
         assert load(Gates, gate_files.find(name)).metrics["psnr"].max_regression is not None
+    assert load(Gates, gate_files.find("sound")) == Gates()
     assert load(Gates, gate_files.find("release")).live.requests == 100
     assert Gates().metrics == {}
 
@@ -52,7 +53,7 @@ def test_a_fault_of_a_gate_file_is_named(tmp_path, text, sentence):
     file.write_text(text)
     with pytest.raises(UsageError, match=f"gates.yaml: {sentence}"):
         load(Gates, gate_files.find(str(file)))
-    with pytest.raises(UsageError, match="neither a file nor one of default, release"):
+    with pytest.raises(UsageError, match="neither a file nor one of default, release, sound"):
         gate_files.find("strict")
 
 

