@@ -25,6 +25,7 @@ class Page(StaticFiles):
 
     def __init__(self) -> None:
         super().__init__(directory=FOLDER, check_dir=False)
+        self.config_checked = True  # an endpoint without a page answers 404
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
