@@ -1,9 +1,13 @@
-"""Spoilt weights, and an endpoint that does as it is told, for tests of promotion."""
+"""Spoilt weights, an endpoint that does as it is told, and a stream of requests to a real one."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 
+import httpx
 import torch
 
+from pipelines.promotion import selftest
 from pipelines.promotion.gates import Gates
 from pipelines.serve.live import Observed
 
@@ -64,8 +68,32 @@ class Fake:
         self.version, self.staged = self.staged, None
 
     def withdraw(self, why) -> None:
-        self._do("withdraw", why)
-        self.staged = None
+        if self.staged:
+            self._do("withdraw", why)
+            self.staged = None
 
     def calls(self) -> list[str]:
         return [call[0] for call in self.log]
+
+
+class Stream:
+    """Requests without a pause, and what came back: (status, version) by count."""
+
+    def __init__(self, url: str):
+        self.url, self.seen, self.over = url, Counter(), threading.Event()
+        self.thread = threading.Thread(target=self._ask)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    def _ask(self) -> None:
+        given = selftest.pictures(2)
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            while not self.over.wait(0.05):
+                answer = client.post("/v1/restore?faces=aligned", content=given[sum(self.seen.values()) % 2])
+                self.seen[answer.status_code, answer.headers.get("x-model-version")] += 1

@@ -165,6 +165,7 @@ class Rollout:
         try:
             for endpoint in self.running:
                 self.tell(f"{endpoint.url}: loading {self.version.ref} beside {endpoint.serving()}")
+                endpoint.withdraw("its promoter is gone")  # whose turn this is has nothing staged yet
                 endpoint.stage(self.version, 0.0, False, LEASE)
                 self._self_test(endpoint)
                 self.renew()

@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-import threading
-from collections import Counter
 
 import httpx
 import pytest
 
 from pipelines import registry
-from pipelines.promotion import history, selftest
+from pipelines.promotion import history
 from pipelines.serve import control
-from tests.promotion import not_a_number, too_short
+from tests.promotion import Stream, not_a_number, too_short
 
 pytestmark = pytest.mark.full
 
@@ -38,29 +36,6 @@ for name, step in steps.items():
         outcome = str(error)
     print(json.dumps([name, outcome]), flush=True)
 """
-
-
-class Stream:
-    """Requests without a pause, and what came back: (status, version) by count."""
-
-    def __init__(self, url: str):
-        self.url, self.seen, self.over = url, Counter(), threading.Event()
-        self.thread = threading.Thread(target=self._ask)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.thread.join()
-
-    def _ask(self) -> None:
-        given = selftest.pictures(2)
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            while not self.over.wait(0.05):
-                answer = client.post("/v1/restore?faces=aligned", content=given[sum(self.seen.values()) % 2])
-                self.seen[answer.status_code, answer.headers.get("x-model-version")] += 1
 
 
 @pytest.fixture

@@ -300,7 +300,7 @@ def test_a_killed_promoter_blocks_nobody(champion, no_endpoint):
     ready = spawn.Event()
     child = spawn.Process(target=promote_until_killed, args=(ready,))
     child.start()
-    assert ready.wait(60)
+    assert ready.wait(180)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert registry.aliases() == {"champion": "1", "challenger": "2"}
@@ -333,6 +333,12 @@ def test_a_version_that_was_deleted_is_not_gone_back_to(champion, no_endpoint):
     tracking.client(tracking.uri()).delete_model_version("osdface", "1")
     assert rollback()["version"] == "2"
     assert registry.aliases() == {"champion": "2"}
+
+
+def test_what_a_killed_promoter_left_staged_is_cleared_away(champion, endpoint):
+    endpoint.staged = "3"
+    promote("2")
+    assert endpoint.calls() == ["withdraw", "stage", "stage", "settle"]
 
 
 def test_an_endpoint_that_is_ahead_needs_nothing(champion, endpoint):
