@@ -1,13 +1,7 @@
 """A running endpoint as promotion sees it: staging, shares, shadows, leases, settling, and versions that are bad."""
 
-import os
-import signal
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-import httpx
-import psutil
 import pytest
 import ray
 
@@ -15,7 +9,7 @@ from osdface import bundle
 from osdface.errors import UserError
 from osdface.imagefile import read_image
 from pipelines.serve import application, live
-from tests.serving import encoded, picture
+from tests.serving import Load, encoded, kill_replicas, picture
 
 
 @pytest.fixture
@@ -33,38 +27,6 @@ def restored(served, versions):
     if served.serving() != versions[0].model.version:
         served.stage_loaded(versions[0], 0, False, 60)
         served.settle()
-
-
-class Load:
-    """Requests one after the other from some clients, until it is over."""
-
-    def __init__(self, url, clients=3):
-        self.url, self.over, self.answers = url, threading.Event(), []
-        self.pool = ThreadPoolExecutor(clients)
-        self.futures = [self.pool.submit(self._ask, seed) for seed in range(clients)]
-
-    def _ask(self, seed):
-        body = encoded(picture(seed))
-        with httpx.Client(base_url=self.url, timeout=150) as client:
-            while not self.over.is_set():
-                sent = time.time()
-                answer = client.post("/v1/restore", content=body, params={"faces": "aligned", "identity": "false"})
-                self.answers.append((sent, time.time(), answer.status_code, answer.headers.get("x-model-version")))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.pool.shutdown()
-        for future in self.futures:
-            future.result()
-
-    def versions(self):
-        return [version for *_, version in self.answers]
-
-    def failed(self):
-        return [answer for answer in self.answers if answer[2] != 200]
 
 
 def test_a_version_is_staged_tried_and_takes_over_without_a_lost_request(restored, endpoint, versions):
@@ -148,23 +110,12 @@ def test_replicas_that_are_killed_cost_no_answer(restored, versions):
     restored.stage_loaded(versions[1], share=0.5, shadow=False, seconds=60)
     with Load(restored.url) as load:
         time.sleep(1)
-        killed = [process for process in psutil.process_iter(["name"]) if _is_replica(process)]
-        for process in killed:
-            os.kill(process.pid, signal.SIGKILL)
-        end = time.time() + 60
-        while time.time() < end and not [a for a in load.answers if a[0] > end - 55]:
+        killed = kill_replicas("a")
+        restarted = time.time()
+        while not [answer for answer in load.answers if answer[0] > restarted + 1]:
             time.sleep(0.2)
-        time.sleep(1)
     assert killed
     assert load.failed() == []
-
-
-def _is_replica(process) -> bool:
-    """Of this test's own Ray session: a descendant of its raylet."""
-    if not process.info["name"].startswith("ray::ServeReplica:osdface:a"):
-        return False
-    ours = psutil.Process().children(recursive=True)
-    return process.pid in {child.pid for child in ours}
 
 
 def test_endpoints_are_found_by_their_records(home, served, monkeypatch):
