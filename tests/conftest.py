@@ -108,3 +108,20 @@ def mlflow_home(home, empty_database) -> Path:
     home.mkdir()
     shutil.copy(empty_database, home / "mlflow.db")
     return home
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def environment(home) -> dict[str, str]:
+    """Of a subprocess that shares this test's $OSDFACE_HOME and finds the sources."""
+    root = str(Path(__file__).parents[1])
+    return os.environ | {"OSDFACE_HOME": str(home), "PYTHONPATH": root}

@@ -1,4 +1,4 @@
-"""A promoter that is killed in its canary leaves nothing: the endpoint takes the traffic back, the next one promotes."""
+"""A promoter that is killed in its canary leaves nothing: the endpoint takes the traffic back, the next promotes."""
 
 import signal
 import subprocess
@@ -28,7 +28,8 @@ promoting.promote(sys.argv[1], Wishes(Gates(trial=None), float(sys.argv[2]), flo
 
 
 @pytest.fixture
-def endpoint(with_provenance, mlflow_home, free_port):
+def endpoint(with_provenance, mlflow_home, free_port, monkeypatch):
+    monkeypatch.setattr(control, "READY", 600)
     for name in "abc":
         registry.register(with_provenance(name, dataset_digest=name))
     registry.promote("1")
@@ -39,7 +40,7 @@ def endpoint(with_provenance, mlflow_home, free_port):
 def test_a_promoter_that_is_killed_leaves_nothing(endpoint, environment):
     with Stream(endpoint) as stream:
         promoter = subprocess.Popen([sys.executable, "-c", PROMOTE, "2", "0.5", "600"], env=environment)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not stream.seen[200, "2"]:
             assert promoter.poll() is None
             assert time.monotonic() < deadline
@@ -53,8 +54,8 @@ def test_a_promoter_that_is_killed_leaves_nothing(endpoint, environment):
         time.sleep(3)
         assert stream.seen[200, "2"] == before, "the endpoint has not taken the traffic back"
         assert registry.aliases() == {"champion": "1", "challenger": "2"}
-        subprocess.run([sys.executable, "-c", PROMOTE, "3", "0", "0"], env=environment, check=True, timeout=200)
-        deadline = time.monotonic() + 30
+        subprocess.run([sys.executable, "-c", PROMOTE, "3", "0", "0"], env=environment, check=True, timeout=400)
+        deadline = time.monotonic() + 60
         while not stream.seen[200, "3"]:
             assert time.monotonic() < deadline
             time.sleep(0.2)

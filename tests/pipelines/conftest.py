@@ -1,4 +1,4 @@
-"""What the tests of pipelines share: pictures, ports, an S3 server."""
+"""What the tests of pipelines share: pictures, an S3 server."""
 
 import contextlib
 import json
@@ -13,23 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def environment(home) -> dict[str, str]:
-    """Of a subprocess that shares this test's $OSDFACE_HOME and finds the sources."""
-    root = str(Path(__file__).parents[2])
-    return os.environ | {"OSDFACE_HOME": str(home), "PYTHONPATH": root}
 
 
 @pytest.fixture(scope="session")
