@@ -188,7 +188,7 @@ def promote(
     wanted = load(Gates, gate_files.find(gates), set)
     number = _find(version, name).version
     if dry_run:
-        found = promoting.examine(number, wanted, name, console.say)
+        found = promoting.examine(number, wanted, name, _tell)
         _show_checks(found)
         if bad := checking.failed(found):
             raise checking.Refused(f"version {number} would be refused: " + "; ".join(c.sentence() for c in bad), found)
@@ -199,7 +199,7 @@ def promote(
     seconds = _seconds(for_ or "1m") if share else 0.0
     wishes = promoting.Wishes(wanted, share, seconds, shadow, force, why, url)
     try:
-        result = promoting.promote(number, wishes, name, console.say)
+        result = promoting.promote(number, wishes, name, _tell)
     except checking.Refused as refused:
         _show_checks(refused.checks)
         raise
@@ -219,7 +219,7 @@ def rollback(
     """Make the champion's predecessor the champion again, in the registry and at the endpoints that run."""
     from pipelines.promotion import promoting
 
-    result = promoting.rollback(promoting.Wishes(why=why, url=url), name, console.say)
+    result = promoting.rollback(promoting.Wishes(why=why, url=url), name, _tell)
     _say_done(result, name)
     return result
 
@@ -270,10 +270,15 @@ def _show_checks(checks: list) -> None:
     console.show(table)
 
 
+def _tell(text: str) -> None:
+    """Not as markup: an IPv6 address is in brackets."""
+    console.say(escape(text))
+
+
 def _say_done(result: dict, name: str) -> None:
     console.say(f"version {result['version']} of {name}: {result['outcome']}")
     for url in result.get("endpoints", []):
-        console.say(f"{url} serves it")
+        _tell(f"{url} serves it")
     if result.get("endpoints") == []:
         console.say("no endpoint runs here: only the alias has moved, and the next `osdface serve up` serves it")
 
