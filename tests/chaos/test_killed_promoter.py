@@ -28,8 +28,7 @@ promoting.promote(sys.argv[1], Wishes(Gates(trial=None), float(sys.argv[2]), flo
 
 
 @pytest.fixture
-def endpoint(with_provenance, mlflow_home, free_port, monkeypatch):
-    monkeypatch.setattr(control, "READY", 600)
+def endpoint(with_provenance, mlflow_home, free_port):
     for name in "abc":
         registry.register(with_provenance(name, dataset_digest=name))
     registry.promote("1")
