@@ -109,7 +109,7 @@ class Running:
                     f"{self.url}: version {routing.models[slot].version} is being tried there; wait for its promotion "
                     f"to end, or for {routing.until - now:.0f} s"
                 )
-            leased = {"share": share, "shadow": shadow, "until": now + seconds}
+            leased: dict[str, Any] = {"share": share, "shadow": shadow, "until": now + seconds}
             if not routing.at_stake() or not serve.is_live(slot):
                 serve.change(slot=application.live_slot(slot, loaded, serve.settings()))
                 try:
@@ -199,14 +199,14 @@ class _Serve:
         from ray.serve.context import _get_global_client
 
         self.url = url
-        self.client = _get_global_client()  # as `serve deploy` reaches it
+        self.client: Any = _get_global_client()  # as `serve deploy` reaches it
         if self.client is None:
             raise UserError(f"{url}: Serve does not run there any more")
 
     def application(self) -> dict[str, Any]:
         import ray
 
-        configs = ray.get(self.client._controller.get_app_configs.remote())
+        configs: Any = ray.get(self.client._controller.get_app_configs.remote())
         if NAME not in configs:
             raise UserError(f"{self.url}: no application '{NAME}' runs there")
         return configs[NAME].model_dump(mode="json", exclude_unset=True)
@@ -259,7 +259,7 @@ class _Serve:
     def _loaded(self, slot: Slot, loaded: Loaded) -> bool:
         from ray import serve
 
-        status = serve.status().applications[NAME].deployments[slot]
+        status: Any = serve.status().applications[NAME].deployments[slot]
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or "failed to start" in status.message:
             raise UserError(f"{self.url}: version {loaded.model.version} does not load: {last_line(status.message)}")
         if status.status != "HEALTHY" or not status.replica_states.get("RUNNING"):

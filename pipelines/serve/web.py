@@ -50,7 +50,8 @@ class Outside:
         if scope["type"] != "http":  # the application starts, and there is no replica yet
             return await self.app(scope, receive, send)
         if self.inner is None:
-            settings = serve.get_replica_context().servable_object.settings
+            ingress: Any = serve.get_replica_context().servable_object
+            settings = ingress.settings
             options: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["authorization"]}
             allowed = CORSMiddleware(self.app, allow_origins=settings.origins, expose_headers=TOLD, **options)
             self.inner = allowed if settings.origins else self.app
