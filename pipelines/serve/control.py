@@ -22,7 +22,7 @@ from osdface.errors import UsageError, UserError
 from pipelines.serve import records
 from pipelines.serve.settings import Loaded, Settings
 
-READY = 120  # seconds that an endpoint may take to answer
+READY = 300  # seconds that an endpoint may take to answer
 POLL = 0.2
 
 
