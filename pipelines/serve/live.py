@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from filelock import FileLock
 
-from osdface.config import home, resolved
+from osdface.config import resolved
 from osdface.errors import UserError
 from pipelines import registry
 from pipelines.serve import application, records
@@ -90,6 +90,7 @@ class Running:
         self.url: str = record["url"]
         self.address: str = record["ray"]
         self.tokens: bool = record["tokens"]
+        self.lock = records.path(record["port"]).with_suffix(".lock")
 
     def serving(self) -> str:
         with self._joined() as serve:
@@ -188,7 +189,7 @@ class Running:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One change at a time, of those who start from this $OSDFACE_HOME."""
-        with FileLock(home() / "serve" / f"{self.url.rpartition(':')[2]}.lock"):
+        with FileLock(self.lock):
             yield
 
 

@@ -1,11 +1,12 @@
 """The web page's files, with headers that let it ask nobody else; and pages elsewhere that may ask here (CORS)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ray import serve
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +21,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 TOLD = ["X-Model-Version", "X-Run-Id", "X-Dataset-Digest", "X-Faces", "X-Face-Boxes", "X-Identity", "X-Request-Id"]
 
 
@@ -56,7 +57,8 @@ class Outside:
             allowed = CORSMiddleware(self.app, allow_origins=settings.origins, expose_headers=TOLD, **options)
             self.inner = allowed if settings.origins else self.app
             self.hosts = None if settings.keys else LOOPBACK
-        if self.hosts is None or Request(scope).url.hostname in self.hosts:
+        host = re.sub(r":\d+$", "", Headers(scope=scope).get("host", ""))
+        if self.hosts is None or host in self.hosts:
             return await self.inner(scope, receive, send)
         problem = Problem(
             421, "this endpoint asks for no key and answers to the names of this machine's loopback alone"
