@@ -34,8 +34,9 @@ def endpoint():
 
 @pytest.fixture
 def page(browser, endpoint):
-    """The page, open. Whatever a test does: no request to elsewhere, no violation of the policy, no error in a script."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion="reduce", base_url=endpoint.url)
+    """The page, open. No test may ask elsewhere, violate the policy, or end in an error of a script."""
+    view = {"width": 1200, "height": 900}
+    context = browser.new_context(viewport=view, reduced_motion="reduce", base_url=endpoint.url)
     context.set_default_timeout(10_000)
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(f"script: {error}"))
@@ -98,7 +99,8 @@ def test_a_photograph_is_pasted(browser, page, endpoint):
 def drop(page, files):
     transfer = page.evaluate_handle(
         """files => { const all = new DataTransfer();
-            for (const [name, bytes] of files) all.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+            for (const [name, bytes] of files)
+                all.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
             return all }""",
         [(name, list(data)) for name, data in files],
     )
@@ -171,9 +173,7 @@ def test_chosen_faces_are_restored_again_with_other_wishes(page, endpoint):
     endpoint.faces[2] = (endpoint.faces[2][0], 0.91)
     page.click("#again")
     expect(page.locator("#download")).to_have_attribute("download", "party-restored.webp")
-    assert endpoint.asked[1:] == [
-        ("/v1/restore", {"faces": "auto", "strength": "0.4", "format": "webp", "only": "2"})
-    ]
+    assert endpoint.asked[1:] == [("/v1/restore", {"faces": "auto", "strength": "0.4", "format": "webp", "only": "2"})]
     chosen = [box.is_checked() for box in page.locator("#faces input").all()]
     assert chosen == [False, False, True]
     expect(page.locator("#faces li").nth(2)).to_contain_text("identity 0.91")

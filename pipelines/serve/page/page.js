@@ -9,11 +9,13 @@ const TITLES = {
   0: "The server does not answer.",
   401: "This server wants an API key.",
   403: "This API key is not taken.",
+  408: "The upload took too long.",
   413: "This picture is too large.",
   415: "This is no picture that can be restored.",
   422: "This picture cannot be restored.",
   429: "The server is busy.",
   503: "The server is busy.",
+  504: "The server took too long.",
 };
 
 const split = slider($("stage"), $("split"));
@@ -91,7 +93,7 @@ function wishes() {
 
 async function present(answer, asked) {
   const picture = given;
-  if (!(await show("after", answer.blob))) throw new Problem(0, "The answer is no picture that this browser can show.");
+  if (!(await show("after", answer.blob))) throw new Problem(500, "The answer is no picture that this browser can show.");
   if (given !== picture) return;
   faces = merged(answer.faces, asked.only !== undefined);
   if (!shown) frame($("after"));
@@ -155,11 +157,11 @@ function busy(is) {
 
 // Say in plain words what went wrong, and offer what may help.
 function tell(error) {
-  const { status, wait } = error instanceof Problem ? error : new Problem(0, String(error));
+  const { status, wait } = error instanceof Problem ? error : new Problem(500, String(error));
   $("alert-title").textContent = TITLES[status] || "The server could not restore this picture.";
   $("alert-detail").textContent = sentence(error.message);
   $("key-form").hidden = status !== 401 && status !== 403;
-  $("retry").hidden = ![0, 429].includes(status) && status < 500;
+  $("retry").hidden = ![0, 408, 429].includes(status) && status < 500;
   if ($("retry").hidden && $("key-form").hidden && $("work").dataset.has !== "both") again();
   $("alert").hidden = false;
   countdown(wait);

@@ -99,7 +99,7 @@ def test_every_label_of_the_dashboard_is_at_the_endpoint(dashboard, metrics):
 
 @NEEDED["promtool"]
 def test_promtool_finds_nothing_of_ours(metrics):
-    """Its other complaints are about names that Ray and Ray Serve chose, and about labels that Ray adds to everything."""
+    """Its other complaints are about names of Ray Serve's, and about labels that Ray adds to every metric."""
     done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr  # 1: it cannot be read
     complaints = {tuple(line.split(" ", 1)) for line in (done.stdout + done.stderr).splitlines()}
