@@ -2,28 +2,24 @@
 
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
+from tests.page.browsing import NEEDED, chromium, opened
 from tests.page.standin import FACES, Standin, running
 
 WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
 RED, BLUE = (250, 0, 0), (0, 0, 250)
-CHROMIUM = shutil.which("chromium")
-
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on PATH: apt-get install chromium")
+pytestmark = NEEDED
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -34,21 +30,8 @@ def endpoint():
 
 @pytest.fixture
 def page(browser, endpoint):
-    """The page, open. No test may ask elsewhere, violate the policy, or end in an error of a script."""
-    view = {"width": 1200, "height": 900}
-    context = browser.new_context(viewport=view, reduced_motion="reduce", base_url=endpoint.url)
-    context.set_default_timeout(10_000)
-    page, faults = context.new_page(), []
-    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
-    page.on("request", lambda request: request.url.startswith((endpoint.url, "blob:")) or faults.append(request.url))
-    page.add_init_script(
-        "addEventListener('securitypolicyviolation', e => console.log('policy:', e.violatedDirective, e.blockedURI))"
-    )
-    page.on("console", lambda told: told.text.startswith("policy:") and faults.append(told.text))
-    page.goto("/")
-    yield page
-    context.close()
-    assert not faults
+    with opened(browser, endpoint.url) as page:
+        yield page
 
 
 def picture(width=300, height=200, color=RED, format="PNG", **options) -> bytes:
@@ -350,13 +333,24 @@ def test_axe_finds_nothing(page, endpoint, scheme):
         assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_policy_lets_no_inline_script_run(browser, endpoint):
-    context = browser.new_context(base_url=endpoint.url)
-    page = context.new_page()
-    page.goto("/")
-    page.evaluate(
-        """() => { const script = document.createElement("script"); script.textContent = "window.ran = 1";
-            document.head.append(script); }"""
-    )
-    assert page.evaluate("window.ran") is None
-    context.close()
+@pytest.mark.parametrize(
+    ("deed", "noticed"),
+    [
+        (
+            "document.head.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))",
+            "script-src",
+        ),
+        ("document.body.setAttribute('style', 'color: red')", "style-src"),
+        ("void (new Image().src = 'https://elsewhere.example/a.png')", "img-src"),
+        ("fetch('https://elsewhere.example').catch(() => 0)", "connect-src"),
+    ],
+)
+def test_the_policy_holds_and_these_tests_notice(browser, endpoint, deed, noticed):
+    def do():
+        with opened(browser, endpoint.url) as page:
+            page.evaluate(deed)
+            page.wait_for_timeout(100)
+            assert page.evaluate("window.ran === undefined && document.body.style.color === ''")
+
+    with pytest.raises(AssertionError, match=f"policy: {noticed}"):
+        do()
