@@ -35,7 +35,7 @@ def served(bundle_folder, ray_session, tmp_path_factory):
 @pytest.fixture(scope="session")
 def endpoint(served) -> Iterator[httpx.Client]:
     """A client of it."""
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=150) as client:
         yield client
 
 
