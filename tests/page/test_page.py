@@ -274,6 +274,16 @@ def test_progress_is_shown_and_can_be_cancelled(page, endpoint):
     restored(page)
 
 
+def test_another_photograph_takes_over_from_one_on_its_way(page, endpoint):
+    endpoint.delay = 1
+    choose(page, name="first.png")
+    expect(page.get_by_role("status").filter(has_text="Restoring")).to_be_visible()
+    drop(page, [("second.png", picture())])
+    expect(page.locator("#download")).to_have_attribute("download", "second-restored.png")
+    expect(page.locator("#work")).to_be_visible()
+    expect(page.locator("#busy")).to_be_hidden()
+
+
 def test_names_of_files_are_only_names(page):
     restored(page, name='../<img src=x onerror="alert(1)">.png')
     assert page.locator("img[src=x]").count() == 0

@@ -31,6 +31,7 @@ function take(files) {
 // A new photograph: as it is at once, then restored.
 async function start(picture, note = "") {
   work?.abort();
+  work = null; // what it still does is nobody's concern
   $("wishes").reset();
   strength();
   [given, faces] = [picture, []];
