@@ -3,7 +3,7 @@
 Both sides decode, restore aligned faces and encode. Saturation: as many clients as two batches, each with one request
 at a time. Latency: requests at a steady pace, some share of the saturated rate, whatever has been answered. Clients run
 on the same machine, which counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step
-takes 100 ms or more (aimed at 0.95), or where refusals at twice the capacity take more than 0.1 s (median) or 0.5 s (99 %).
+takes 100 ms or more (aimed at 0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
 """
 
 import argparse
@@ -151,7 +151,8 @@ def measure(folder: Path, pictures: list[bytes], seconds: float, threads: int, r
     told = {key: median(one[key] for one in direct_) for key in direct_[0]}
     return {
         "direct": told, "http": {"rate": rate, "alone": alone}, "ratio": rate / told["rate"],
-        "overhead": alone - told["alone"], "loads": loads, "rates": rates, "direct rates": [one["rate"] for one in direct_],
+        "overhead": alone - told["alone"], "loads": loads, "rates": rates,
+        "direct rates": [one["rate"] for one in direct_],
     }  # fmt: skip
 
 
@@ -217,9 +218,9 @@ def report(result: dict[str, Any]) -> str:
         f"# The endpoint, {result['preset']}, {result['threads']} threads",
         f"{result['date']}; {result['cpu']}, {result['cores']} cores; Python {result['python']}, {versions}. "
         "Random weights, float32; clients on the same machine; medians of both sides in turn.",
-        f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct rate "
-        f"(held to {RATIO} where a step takes {STEP * 1e3:.0f} ms or more, aimed at 0.95), and a request alone takes "
-        f"{result['overhead'] * 1e3:.1f} ms more.",
+        f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct "
+        f"rate (held to {RATIO} where a step takes {STEP * 1e3:.0f} ms or more, aimed at 0.95), and a request alone "
+        f"takes {result['overhead'] * 1e3:.1f} ms more.",
         record.table(rates),
         "Requests at a steady pace, as a multiple of the saturated rate:\n\n" + record.table(loads),
     ]

@@ -16,7 +16,15 @@ from PIL import Image
 from pipelines.serve.settings import Limits
 
 LIMITS = Limits(
-    bytes=2**21, pixels=1_500_000, whole_pixels=128 * 128, pictures=4, faces=8, seconds=120, body_seconds=2, jobs=3
+    bytes=2**21,
+    pixels=1_500_000,
+    whole_pixels=128 * 128,
+    pictures=4,
+    faces=8,
+    seconds=120,
+    read_seconds=100,
+    body_seconds=2,
+    jobs=3,
 )
 
 

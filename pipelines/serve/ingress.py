@@ -20,10 +20,10 @@ from pipelines.serve.problems import Problem
 from pipelines.serve.replica import Answer, Format, Task
 from pipelines.serve.router import FAILURES, Router
 from pipelines.serve.settings import SLOTS, Limits, Model, Routing, Settings, Slot
-from pipelines.serve.web import Cors, Page
+from pipelines.serve.web import Outside, Page
 
 api = FastAPI(title="osdface", summary="One-step diffusion face restoration", docs_url=None, redoc_url=None)
-api.add_middleware(Cors)
+api.add_middleware(Outside)
 problems.install(api)
 api.mount("/page", Page())
 
@@ -91,6 +91,8 @@ class Ingress:
         self.router = Router(dict(zip(SLOTS, (a, b), strict=True)), settings.limits)
         self.door = Doorkeeper(settings.keys)
         self.jobs = Jobs(settings.limits)
+        self.room = bodies.Room(settings.limits.held)
+        self.shared: set[str] = set()
 
     def reconfigure(self, routing: dict[str, Any]) -> None:
         """Serve calls this with the ingress's `user_config`."""
@@ -100,9 +102,11 @@ class Ingress:
         """What Serve asks every few seconds; a good moment to say where the traffic goes."""
         if routing := self.router.routing:
             share = routing.share if routing.at_stake() and not routing.shadow else 0
-            metrics.level("share", 1 - share, version=routing.models[routing.champion].version)
-            if routing.staged:
-                metrics.level("share", share, version=routing.models[routing.staged].version)
+            shares = {routing.models[routing.staged].version: share} if routing.staged else {}
+            shares[routing.models[routing.champion].version] = 1 - share
+            for version in self.shared | shares.keys():  # what left keeps its last number otherwise
+                metrics.level("share", shares.get(version, 0), version=version)
+            self.shared |= shares.keys()
             metrics.level("notice", float(bool(routing.notice)))
 
     def routing(self) -> Routing | None:
@@ -136,7 +140,8 @@ class Ingress:
         """Restore a picture: the body is one, or a multipart form with one in `image`."""
         self.door.admit(request)
         wanted = _task(request, faces, strength, format, compare, identity, only)
-        return await self._answer(wanted._replace(data=await bodies.one(request, self.limits)))
+        with self.room.guest() as guest:
+            return await self._answer(wanted._replace(data=await bodies.one(request, self.limits, guest)))
 
     @api.post(
         "/v1/restore:batch",
@@ -155,9 +160,10 @@ class Ingress:
         """Restore the pictures of a multipart form. Each has a status, and its bytes in base64 or a problem."""
         self.door.admit(request)
         wanted = _task(request, faces, strength, format, compare, identity, None)
-        pictures = await bodies.several(request, self.limits)
-        self.door.admit(request, len(pictures) - 1)
-        answers = await asyncio.gather(*(self._item(wanted._replace(data=data)) for data in pictures))
+        with self.room.guest() as guest:
+            pictures = await bodies.several(request, self.limits, guest)
+            self.door.admit(request, len(pictures) - 1)
+            answers = await asyncio.gather(*(self._item(wanted._replace(data=data)) for data in pictures))
         return JSONResponse({"pictures": answers})
 
     @api.post(
@@ -180,8 +186,13 @@ class Ingress:
         """Restore a picture while nobody waits: `GET /v1/jobs/ID` tells how far it is, `.../result` gives it."""
         self.door.admit(request)
         wanted = _task(request, faces, strength, format, compare, identity, only)
-        task = wanted._replace(data=await bodies.one(request, self.limits))
-        status = self.jobs.add(lambda: self._answer(task))
+        guest = bodies.Guest(self.room)
+        try:
+            task = wanted._replace(data=await bodies.one(request, self.limits, guest))
+            status = self.jobs.add(lambda: self._answer(task), guest)
+        except BaseException:
+            guest.leave()
+            raise
         response.headers["Location"] = f"/v1/jobs/{status.id}"
         return status
 
@@ -212,6 +223,7 @@ class Ingress:
         routing = self._routing()
         return Told(**routing.models[routing.champion].model_dump(), limits=self.limits)
 
+    @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz")
     async def healthz(self) -> dict[str, str]:
         """That the process lives."""
@@ -238,6 +250,7 @@ class Ingress:
         except httpx.HTTPError:
             raise Problem(503, "Ray's metrics agent does not answer", {"Retry-After": "10"}) from None
 
+    @api.head("/", include_in_schema=False)
     @api.get("/", include_in_schema=False)
     async def page(self) -> Response:
         return await Page().get_response("index.html", {"type": "http", "method": "GET", "headers": []})

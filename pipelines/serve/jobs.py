@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastapi import Response
 
 from osdface.config import Strict
+from pipelines.serve.bodies import Guest
 from pipelines.serve.problems import Problem
 from pipelines.serve.settings import Limits
 
@@ -33,15 +34,20 @@ class Jobs:
         self.results: dict[str, Response] = {}
         self.ended: dict[str, float] = {}
         self.tasks: dict[str, asyncio.Task] = {}
+        self.guests: dict[str, Guest] = {}
         self.room = asyncio.Semaphore(AT_ONCE)
 
-    def add(self, work: Callable[[], Awaitable[Response]]) -> Status:
-        """Begin a job that ends with the answer that `work` makes. Raises Problem (503) where too many are kept."""
+    def add(self, work: Callable[[], Awaitable[Response]], guest: Guest) -> Status:
+        """Begin a job that ends with the answer that `work` makes, and holds its bytes as `guest` until it is dropped.
+
+        Raises Problem (503) where too many are kept.
+        """
         self._forget()
         if len(self.told) >= self.limits.jobs:
             raise Problem(503, f"{self.limits.jobs} jobs are kept already; try again later", {"Retry-After": "30"})
         id = uuid.uuid4().hex
         self.told[id] = Status(id=id, status="queued")
+        self.guests[id] = guest
         self.tasks[id] = asyncio.create_task(self._run(id, work))
         return self.told[id]
 
@@ -71,9 +77,13 @@ class Jobs:
         async with self.room:
             self.told[id] = Status(id=id, status="running")
             try:
-                self.results[id] = await self._patiently(work)
+                response = await self._patiently(work)
+                self.guests[id].leave()
+                self.guests[id].hold(len(response.body))
+                self.results[id] = response
                 self.told[id] = Status(id=id, status="done")
             except Problem as problem:
+                self.guests[id].leave()
                 self.told[id] = Status(id=id, status="failed", problem=problem.body())
             except Exception:
                 failed = Problem(500, "something went wrong here; the endpoint's log has more")
@@ -100,5 +110,7 @@ class Jobs:
                 self._drop(id)
 
     def _drop(self, id: str) -> None:
-        for kept in (self.told, self.results, self.ended, self.tasks):
+        if id in self.guests:
+            self.guests[id].leave()
+        for kept in (self.guests, self.told, self.results, self.ended, self.tasks):
             kept.pop(id, None)

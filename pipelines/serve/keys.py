@@ -32,6 +32,7 @@ class Doorkeeper:
         if not self.keys:
             return
         key = self._known(request.headers.get("authorization", ""))
+        cost = min(cost, key.per_minute)
         now, rate = time.monotonic(), key.per_minute / 60
         left = min(key.per_minute, self.left[key.name] + (now - self.counted[key.name]) * rate)
         self.counted[key.name] = now

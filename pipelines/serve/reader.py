@@ -28,6 +28,7 @@ from pipelines.serve.settings import Limits
 MEMORY = 4 * 2**30  # bytes of address space that reading one picture may take
 
 
+STEP = 64  # pixels of which the network takes a multiple, each way
 STATUS = {"empty": 400, "unknown": 415, "animated": 415, "too_large": 413}  # of HTTP, by what `imagefile` finds wrong
 
 
@@ -54,7 +55,7 @@ class Reader:
 
     def __init__(self, limits: Limits, size: int):
         self.arguments = [limits.model_dump_json(), str(size)]
-        self.seconds = limits.seconds
+        self.seconds = limits.read_seconds
         self.process: subprocess.Popen | None = None
         self.pipe: Connection | None = None
 
@@ -159,6 +160,8 @@ def look(data: bytes, mode: FaceMode, limits: Limits, size: int) -> Read:
     """What the process does with a picture. Raises Fault."""
     try:
         image = read_image(data, "the picture", limits.whole_pixels if mode == "whole" else limits.pixels)
+        if mode == "whole":
+            _check_padded(*image.shape[:2], limits.whole_pixels)
         found = [] if mode == "whole" else plan(image, size, Wishes(faces=mode), DlibFrontal()).crops
     except ImageError as error:
         raise Fault(str(error), STATUS.get(error.fault, 422)) from None
@@ -167,6 +170,13 @@ def look(data: bytes, mode: FaceMode, limits: Limits, size: int) -> Read:
     if len(found) > limits.faces:
         raise Fault(f"the picture: has {len(found)} faces, more than {limits.faces}; send a part of it")
     return Read(image, found)
+
+
+def _check_padded(height: int, width: int, pixels: int) -> None:
+    """A picture one pixel across has few, and many once the network has both its sides."""
+    padded = (height + -height % STEP) * (width + -width % STEP)
+    if padded > max(pixels, STEP**2):
+        raise Fault(f"the picture: {width}x{height} is more than {pixels} pixels once its sides are filled up", 413)
 
 
 def main(descriptor: int, limits: Limits, size: int) -> None:

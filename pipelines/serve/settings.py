@@ -36,7 +36,8 @@ class Loaded(Strict):
 class Limits(Strict):
     """Of one request: bytes of its body; pixels of a picture, from its header; whole_pixels: of one with `faces=whole`,
     all of which goes through the network at once; pictures in a batch; faces in a picture; seconds for the answer;
-    body_seconds for its body to arrive. jobs: kept at a time; job_seconds: how long after their end."""
+    read_seconds for decoding and finding faces; body_seconds for the body to arrive. Of all together: held bytes of
+    bodies and of what jobs made; jobs kept, and job_seconds, how long after their end."""
 
     bytes: int = Field(default=20 * 2**20, ge=1)
     pixels: int = Field(default=25_000_000, ge=256)
@@ -44,7 +45,9 @@ class Limits(Strict):
     pictures: int = Field(default=16, ge=1)
     faces: int = Field(default=64, ge=1)
     seconds: float = Field(default=60, gt=0)
+    read_seconds: float = Field(default=20, gt=0)
     body_seconds: float = Field(default=30, gt=0)
+    held: int = Field(default=512 * 2**20, ge=1)
     jobs: int = Field(default=32, ge=1)
     job_seconds: float = Field(default=600, gt=0)
 
@@ -69,7 +72,7 @@ class Settings(Strict):
     keys: list[Key] = []
     origins: list[str] = []
     threads: int = Field(default=1, ge=1)
-    readers: int = Field(default=1, ge=1)
+    readers: int = Field(default=2, ge=1)
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     execution: Literal["plain", "folded", "lean"] = "plain"

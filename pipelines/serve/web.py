@@ -5,9 +5,12 @@ from typing import Any
 
 from ray import serve
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipelines.serve.problems import Problem
 
 FOLDER = Path(__file__).parent / "page"
 HEADERS = {
@@ -17,6 +20,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 TOLD = ["X-Model-Version", "X-Run-Id", "X-Dataset-Digest", "X-Faces", "X-Face-Boxes", "X-Identity", "X-Request-Id"]
 
 
@@ -33,19 +37,27 @@ class Page(StaticFiles):
         return response
 
 
-class Cors:
-    """Starlette's CORS for the origins of the replica's settings, which are not known where the API is declared."""
+class Outside:
+    """What of other web pages reaches the API: CORS for the origins of the settings, and where no key is asked for, no
+    page that has a name of its own lead here (DNS rebinding). The settings are not known where the API is declared."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
         self.inner: ASGIApp | None = None
+        self.hosts: set[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the application starts, and there is no replica yet
             return await self.app(scope, receive, send)
         if self.inner is None:
-            origins = serve.get_replica_context().servable_object.settings.origins
+            settings = serve.get_replica_context().servable_object.settings
             options: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["authorization"]}
-            allowed = CORSMiddleware(self.app, allow_origins=origins, expose_headers=TOLD, **options)
-            self.inner = allowed if origins else self.app
-        await self.inner(scope, receive, send)
+            allowed = CORSMiddleware(self.app, allow_origins=settings.origins, expose_headers=TOLD, **options)
+            self.inner = allowed if settings.origins else self.app
+            self.hosts = None if settings.keys else LOOPBACK
+        if self.hosts is None or Request(scope).url.hostname in self.hosts:
+            return await self.inner(scope, receive, send)
+        problem = Problem(
+            421, "this endpoint asks for no key and answers to the names of this machine's loopback alone"
+        )
+        await problem.response()(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Twenty promotions and rollbacks under steady load, while replicas are killed: no request fails, no bad version serves."""
+"""Twenty promotions under steady load, while replicas are killed: no request fails, no bad version serves."""
 
 import random
 import socket

@@ -87,7 +87,7 @@ def test_a_picture_that_kills_the_process_twice_is_at_fault(reader):
 
 
 def test_a_picture_that_takes_too_long_is_at_fault(monkeypatch):
-    reader = Reader(LIMITS.model_copy(update={"seconds": 0.001}), 64)
+    reader = Reader(LIMITS.model_copy(update={"read_seconds": 0.001}), 64)
     try:
         with pytest.raises(Fault, match=r"takes more than 0\.001 s"):
             reader.read(encoded(picture()), "auto")
