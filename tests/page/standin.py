@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import anyio
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
@@ -18,15 +18,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-import pipelines.serve
+from pipelines.serve.web import FOLDER, HEADERS
 
-PAGE = Path(pipelines.serve.__file__).parent / "page"
-POLICY = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 MODEL = {
     "model": "models:/osdface/7", "version": "7", "run_id": "a" * 32, "dataset_digest": "d" * 64,
     "bundle_digest": "b" * 64, "preset": "tiny",
@@ -85,7 +78,7 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 def application(standin: Standin) -> Starlette:
     async def index(_: Request) -> Response:
-        return FileResponse(PAGE / "index.html", headers=POLICY)
+        return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
     async def model(request: Request) -> Response:
         if standin.key and request.headers.get("authorization") != f"Bearer {standin.key}":
@@ -93,8 +86,6 @@ def application(standin: Standin) -> Starlette:
         return JSONResponse(MODEL | ({"limits": standin.limits} if standin.limits else {}))
 
     async def restore(request: Request) -> Response:
-        import anyio
-
         body = await request.body()
         return await anyio.to_thread.run_sync(standin.restore, request, body)
 
@@ -124,7 +115,7 @@ def application(standin: Standin) -> Starlette:
             Route("/v1/jobs", submit, methods=["POST"]),
             Route("/v1/jobs/1", job),
             Route("/v1/jobs/1/result", result),
-            Mount("/page", StaticFiles(directory=PAGE)),
+            Mount("/page", StaticFiles(directory=FOLDER)),
         ]
     )
 
