@@ -22,7 +22,7 @@ from osdface.errors import UsageError, UserError
 from pipelines.serve import records
 from pipelines.serve.settings import Loaded, Settings
 
-READY = 120  # seconds that an endpoint may take to answer
+READY = 300  # seconds that an endpoint may take to answer
 POLL = 0.2
 
 
@@ -81,7 +81,8 @@ def deploy(model: str, loaded: Loaded, settings: Settings, host: str, port: int)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     config = application.configuration(settings, loaded, host, port)
     serve.start(http_options=config["http_options"], proxy_location=config["proxy_location"])
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+    client: Any = _get_global_client()
+    client.deploy_apps(ServeDeploySchema.model_validate(config))
     _wait()
     reached = {"ray": ray.get_runtime_context().gcs_address, "tokens": os.environ.get("RAY_AUTH_MODE") == "token"}
     facts = {"url": f"http://{host}:{port}", "host": host, "ref": model, **reached}

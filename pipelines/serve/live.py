@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from filelock import FileLock
 
-from osdface.config import home, resolved
+from osdface.config import resolved
 from osdface.errors import UserError
 from pipelines import registry
 from pipelines.serve import application, records
@@ -90,6 +90,7 @@ class Running:
         self.url: str = record["url"]
         self.address: str = record["ray"]
         self.tokens: bool = record["tokens"]
+        self.lock = records.path(record["port"]).with_suffix(".lock")
 
     def serving(self) -> str:
         with self._joined() as serve:
@@ -109,7 +110,7 @@ class Running:
                     f"{self.url}: version {routing.models[slot].version} is being tried there; wait for its promotion "
                     f"to end, or for {routing.until - now:.0f} s"
                 )
-            leased = {"share": share, "shadow": shadow, "until": now + seconds}
+            leased: dict[str, Any] = {"share": share, "shadow": shadow, "until": now + seconds}
             if not routing.at_stake() or not serve.is_live(slot):
                 serve.change(slot=application.live_slot(slot, loaded, serve.settings()))
                 try:
@@ -188,7 +189,7 @@ class Running:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One change at a time, of those who start from this $OSDFACE_HOME."""
-        with FileLock(home() / "serve" / f"{self.url.rpartition(':')[2]}.lock"):
+        with FileLock(self.lock):
             yield
 
 
@@ -199,14 +200,14 @@ class _Serve:
         from ray.serve.context import _get_global_client
 
         self.url = url
-        self.client = _get_global_client()  # as `serve deploy` reaches it
+        self.client: Any = _get_global_client()  # as `serve deploy` reaches it
         if self.client is None:
             raise UserError(f"{url}: Serve does not run there any more")
 
     def application(self) -> dict[str, Any]:
         import ray
 
-        configs = ray.get(self.client._controller.get_app_configs.remote())
+        configs: Any = ray.get(self.client._controller.get_app_configs.remote())
         if NAME not in configs:
             raise UserError(f"{self.url}: no application '{NAME}' runs there")
         return configs[NAME].model_dump(mode="json", exclude_unset=True)
@@ -259,7 +260,7 @@ class _Serve:
     def _loaded(self, slot: Slot, loaded: Loaded) -> bool:
         from ray import serve
 
-        status = serve.status().applications[NAME].deployments[slot]
+        status: Any = serve.status().applications[NAME].deployments[slot]
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or "failed to start" in status.message:
             raise UserError(f"{self.url}: version {loaded.model.version} does not load: {last_line(status.message)}")
         if status.status != "HEALTHY" or not status.replica_states.get("RUNNING"):

@@ -150,7 +150,7 @@ def _unpacked(answer: bytes) -> Read:
             raise Fault(str(found["fault"]), int(found["status"]))
         parts = [found[name] for name in ("boxes", "scores", "landmarks", "crops", "matrices")]
         crops = [
-            Crop(number, Face(tuple(map(int, box)), float(score), landmarks), crop, matrix)
+            Crop(number, Face(tuple(box.tolist()), float(score), landmarks), crop, matrix)
             for number, (box, score, landmarks, crop, matrix) in enumerate(zip(*parts, strict=True), 1)
         ]
         return Read(found["image"], crops)
@@ -161,7 +161,7 @@ def look(data: bytes, mode: FaceMode, limits: Limits, size: int) -> Read:
     try:
         image = read_image(data, "the picture", limits.whole_pixels if mode == "whole" else limits.pixels)
         if mode == "whole":
-            _check_padded(*image.shape[:2], limits.whole_pixels)
+            _check_padded(image.shape[0], image.shape[1], limits.whole_pixels)
         found = [] if mode == "whole" else plan(image, size, Wishes(faces=mode), DlibFrontal()).crops
     except ImageError as error:
         raise Fault(str(error), STATUS.get(error.fault, 422)) from None

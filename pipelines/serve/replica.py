@@ -79,6 +79,7 @@ class Replica:
         self.told: Loaded | None = None
         self.batches: Batches | None = None
         self.readers: Readers | None = None
+        self.size = 0  # of a face's crop, in pixels
         self.swapping = threading.Lock()
         self.around = ThreadPoolExecutor(2 + settings.readers, thread_name_prefix="pictures")
 

@@ -1,11 +1,12 @@
 """The web page's files, with headers that let it ask nobody else; and pages elsewhere that may ask here (CORS)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ray import serve
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +21,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 TOLD = ["X-Model-Version", "X-Run-Id", "X-Dataset-Digest", "X-Faces", "X-Face-Boxes", "X-Identity", "X-Request-Id"]
 
 
@@ -50,12 +51,14 @@ class Outside:
         if scope["type"] != "http":  # the application starts, and there is no replica yet
             return await self.app(scope, receive, send)
         if self.inner is None:
-            settings = serve.get_replica_context().servable_object.settings
+            ingress: Any = serve.get_replica_context().servable_object
+            settings = ingress.settings
             options: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["authorization"]}
             allowed = CORSMiddleware(self.app, allow_origins=settings.origins, expose_headers=TOLD, **options)
             self.inner = allowed if settings.origins else self.app
             self.hosts = None if settings.keys else LOOPBACK
-        if self.hosts is None or Request(scope).url.hostname in self.hosts:
+        host = re.sub(r":\d+$", "", Headers(scope=scope).get("host", ""))
+        if self.hosts is None or host in self.hosts:
             return await self.inner(scope, receive, send)
         problem = Problem(
             421, "this endpoint asks for no key and answers to the names of this machine's loopback alone"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.page.browsing import chromium, opened
 
-VIEWS = {"page": (1280, 1080, 1.0, "light"), "page_phone": (390, 844, 1.5, "dark")}
+VIEWS = {"page": (1280, 1120, 1.0, "light"), "page_phone": (390, 844, 1.5, "dark")}
 
 
 def main(url: str, photograph: Path, out: Path) -> None:

@@ -26,7 +26,7 @@ from jobs import console
 from jobs.cli import app
 from osdface.errors import UsageError, UserError
 from osdface.files import write_json
-from pipelines import registry, restoring
+from pipelines import registry, restoring, tracking
 from pipelines.serve import control, keys
 from pipelines.serve.settings import Settings
 
@@ -154,7 +154,8 @@ def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, f
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    registry.promote(registry.register(with_provenance(runs={"osd": "a" * 32}, dataset_digest="d" * 64)).version)
+    version = registry.register(with_provenance(runs={"osd": "a" * 32}, dataset_digest="d" * 64)).version
+    tracking.client(tracking.uri()).set_registered_model_alias("osdface", "champion", version)
     url = f"http://127.0.0.1:{free_port}"
     try:
         told = osdface("serve", "up", "--port", free_port, "--detach")

@@ -125,7 +125,7 @@ def test_endpoints_are_found_by_their_records(home, served, monkeypatch):
 
 
 def test_a_process_on_another_cluster_says_so(served):
-    elsewhere = live.Running({"url": served.url, "ray": "192.0.2.1:1", "tokens": False})
+    elsewhere = live.Running({"url": served.url, "ray": "192.0.2.1:1", "tokens": False, "port": 1})
     assert ray.is_initialized()
     with pytest.raises(UserError, match="works on another Ray cluster"):
         elsewhere.serving()

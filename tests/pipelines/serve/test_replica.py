@@ -21,6 +21,7 @@ from pipelines.serve.settings import Settings
 from tests.serving import LIMITS, encoded, picture
 
 SETTINGS = Settings(limits=LIMITS)
+run = asyncio.Runner().run  # one loop, as a replica has: Serve's batches belong to it
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def replica(bundle_folder, monkeypatch):
     within = ReplicaContext(replica_id=id, servable_object=None, _deployment_config=config, rank=None, world_size=1)
     monkeypatch.setattr("ray.serve.context._INTERNAL_REPLICA_CONTEXT", within)  # Serve's batches ask for it
     made = Replica(SETTINGS)
-    asyncio.run(made.reconfigure(application.of_folder(bundle_folder).model_dump()))
+    run(made.reconfigure(application.of_folder(bundle_folder).model_dump()))
     yield made
     for reader in made.readers.all:
         reader.close()
@@ -55,7 +56,7 @@ def work(seed, mode="aligned", height=48):
 
 
 def test_a_picture_comes_back_with_the_version_that_restored_it(replica, bundle_folder):
-    answer = asyncio.run(replica.restore(Task(encoded(picture()), "aligned")))
+    answer = run(replica.restore(Task(encoded(picture()), "aligned")))
     expected = Restorer.load(bundle_folder)(picture(), "aligned", output_type="array").image
     difference = read_image(answer.picture).astype(int) - expected
     assert np.abs(difference).max() <= 1
@@ -71,7 +72,7 @@ def test_those_that_wait_go_in_one_batch_and_each_gets_its_own(replica, monkeypa
         tasks = [Task(encoded(picture(i, 40 + i)), "aligned") for i in range(5)] + [Task(b"no picture")]
         return await asyncio.gather(*map(replica.restore, tasks))
 
-    *good, bad = asyncio.run(all_of_them())
+    *good, bad = run(all_of_them())
     assert max(sizes) > 1
     assert [read_image(answer.picture).shape for answer in good] == [(40 + i, 64, 3) for i in range(5)]
     assert (bad.status, bad.picture) == (415, b"")
@@ -107,7 +108,7 @@ def test_a_picture_that_the_model_cannot_restore_fails_alone(replica, monkeypatc
 
 @pytest.mark.parametrize("fault", ["raises", "nan"])
 def test_a_model_that_fails_by_itself_is_not_blamed_on_a_picture(replica, monkeypatch, fault):
-    asyncio.run(replica.check_health())
+    run(replica.check_health())
 
     def fail(self, crops, *_):
         if fault == "raises":
@@ -116,14 +117,14 @@ def test_a_model_that_fails_by_itself_is_not_blamed_on_a_picture(replica, monkey
 
     monkeypatch.setattr(Restorer, "restore_crops", fail)
     with pytest.raises(RuntimeError, match="NaN"):
-        asyncio.run(replica.restore(Task(encoded(picture()), "aligned")))
+        run(replica.restore(Task(encoded(picture()), "aligned")))
     with pytest.raises(RuntimeError, match="NaN"):
-        asyncio.run(replica.check_health())
+        run(replica.check_health())
 
 
 def test_weights_are_replaced_in_the_networks_that_are_there(replica, other):
     network, before = replica.batches.restorer.generator, replica.make([work(0)])[0]
-    asyncio.run(replica.reconfigure(application.of_folder(other, "models:/osdface/2", "2").model_dump()))
+    run(replica.reconfigure(application.of_folder(other, "models:/osdface/2", "2").model_dump()))
     assert replica.batches.restorer.generator is network
     after = replica.make([work(0)])[0]
     assert (after.version, replica.loaded().model.model) == ("2", "models:/osdface/2")
@@ -135,12 +136,12 @@ def test_weights_are_replaced_in_the_networks_that_are_there(replica, other):
 def test_another_architecture_gets_networks_of_its_own(replica, other, monkeypatch):
     network = replica.batches.restorer.generator
     monkeypatch.setattr("pipelines.serve.batches._shape", lambda config: id(config))
-    asyncio.run(replica.reconfigure(application.of_folder(other).model_dump()))
+    run(replica.reconfigure(application.of_folder(other).model_dump()))
     assert replica.batches.restorer.generator is not network
 
 
 def test_what_a_format_cannot_hold_is_a_fault(replica):
     wide = io.BytesIO()
     Image.new("RGB", (70_000, 1)).save(wide, "PNG")
-    answer = asyncio.run(replica.restore(Task(wide.getvalue(), "auto", "jpeg")))
+    answer = run(replica.restore(Task(wide.getvalue(), "auto", "jpeg")))
     assert (answer.status, answer.fault[:40]) == (422, "the picture: cannot be written as jpeg ("[:40])
