@@ -116,7 +116,7 @@ def test_a_job_waits_where_all_are_busy_and_is_forgotten_after_a_while(monkeypat
         with pytest.raises(Problem, match="2 jobs are kept already") as full:
             jobs.add(damaged, bodies.Guest(room))
         assert full.value.headers == {"Retry-After": "30"}
-        await asyncio.sleep(0.2)
+        await asyncio.wait_for(asyncio.gather(*jobs.tasks.values()), 60)
         assert (jobs.status(good.id).status, len(tries)) == ("done", 3)
         assert jobs.status(bad.id).problem["status"] == 422
         now = time.monotonic()
