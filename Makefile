@@ -56,6 +56,7 @@ bench: install  ## The benchmarks, to benchmarks/results: three quarters of an h
 	$(BIN)/python -m benchmarks.synthesize
 	$(BIN)/python -m benchmarks.restore --rounds 1
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.serve
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

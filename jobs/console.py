@@ -138,7 +138,8 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
-        return _fail(_sentence(error), error.exit_code if isinstance(error, UserError) else 1, arguments)
+        code = error.exit_code if isinstance(error, UserError) else 1
+        return _fail(_sentence(error), code, arguments, getattr(error, "details", {}))
 
 
 def _sentence(error: Exception) -> str:
@@ -152,9 +153,10 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (unexpected; --debug shows where)"
 
 
-def _fail(sentence: str, code: int, arguments: list[str]) -> int:
+def _fail(sentence: str, code: int, arguments: list[str], details: dict[str, Any] | None = None) -> int:
+    """Say what went wrong. details: what a program may want to know of it, beside the sentence, with --json."""
     if "--json" in arguments:
-        _write_json({"error": sentence})
+        _write_json({"error": sentence, **(details or {})})
     err.print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True)
     return code
 

@@ -147,7 +147,8 @@ class Named(NamedTuple):
     def of(cls, manifest: "Manifest", uri: str) -> "Named":
         """A pair dataset."""
         counts = manifest.counts
-        return cls(uri, manifest.digest, {"rows": counts.rows, **counts.splits, "recipe": manifest.spec.recipe.name})
+        told = {"rows": counts.rows, **counts.splits, "recipe": manifest.spec.recipe.name}
+        return cls(uri, manifest.digest, told | {"licences": manifest.licences})
 
     @property
     def name(self) -> str:

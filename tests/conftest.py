@@ -1,6 +1,7 @@
-"""What tests share: a home of their own, one Ray session, a small pair dataset made once, a tiny bundle."""
+"""What tests share: a home of their own, one Ray session, a small pair dataset made once, a tiny bundle, MLflow."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -74,3 +75,53 @@ def bundle_folder(tmp_path_factory) -> Path:
         generator, folder / "model", preset="tiny", seed=5, base=folder / "base", provenance=bundle.Provenance()
     )
     return folder / "model"
+
+
+@pytest.fixture
+def with_provenance(bundle_folder, tmp_path):
+    """A function that copies the bundle with other provenance, and so another digest, under a name."""
+    from osdface import bundle
+    from osdface.files import write
+
+    def copy(name: str = "model", **provenance) -> Path:
+        folder = shutil.copytree(bundle_folder, tmp_path / name)
+        config = bundle.read_config(folder).model_copy(update={"provenance": bundle.Provenance(**provenance)})
+        write(folder / "config.json", config.model_dump_json(indent=2))
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory) -> Path:
+    """An MLflow database with all its tables and nothing in them: making one takes seconds."""
+    from pipelines import tracking
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    tracking.client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def mlflow_home(home, empty_database) -> Path:
+    """A fresh $OSDFACE_HOME whose tracking database is ready."""
+    home.mkdir()
+    shutil.copy(empty_database, home / "mlflow.db")
+    return home
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def environment(home) -> dict[str, str]:
+    """Of a subprocess that shares this test's $OSDFACE_HOME and finds the sources."""
+    root = str(Path(__file__).parents[1])
+    return os.environ | {"OSDFACE_HOME": str(home), "PYTHONPATH": root}

@@ -105,7 +105,8 @@ def test_lora_time_and_step_are_each_in_the_weights(pair):
 
 def test_the_generator_is_in_the_format_and_kinds_it_should_be(pair):
     _, folded, _ = pair
-    assert folded.decode(torch.zeros(1, folded.vae.config.latent_channels, 16, 16)).is_contiguous(memory_format=torch.channels_last)
+    latent = torch.zeros(1, folded.vae.config.latent_channels, 16, 16)
+    assert folded.decode(latent).is_contiguous(memory_format=torch.channels_last)
     kinds = [type(module) for module in folded.modules()]
     assert kinds.count(FusedResBlock) >= 10
     assert ResnetBlock2D not in kinds

@@ -212,7 +212,8 @@ def test_a_lora_with_a_module_left_out_is_refused(small):
 
 
 def test_a_lora_of_another_base_is_refused(small):
-    save_base(new_base(TINY.model_copy(update={"unet": TINY.unet | {"block_out_channels": [16, 32, 96]}})), small["base"])
+    unet = TINY.unet | {"block_out_channels": [16, 32, 96]}
+    save_base(new_base(TINY.model_copy(update={"unet": unet})), small["base"])
     refused(small, r"pytorch_lora_weights\.safetensors: \d+ tensors differ.* is expected")
 
 

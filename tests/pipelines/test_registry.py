@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from mlflow import MlflowException
@@ -40,13 +41,17 @@ def stage_run(stage, data, parents=None):
         return run.id
 
 
-def test_register_tags_a_version_with_its_bundle_dataset_and_runs(with_provenance, pairs):
+def test_register_tags_a_version_with_its_bundle_dataset_and_runs(with_provenance, pairs, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
     osd = stage_run("osd", pairs)
     folder = with_provenance(runs={"osd": osd, "vre": "b" * 32}, dataset_digest="d" * 64, git_revision="e" * 40)
-    made = registry.register(folder, metrics={"psnr": 21.5})
+    made = registry.register(folder, metrics={"psnr": 21.5}, evaluated_on="f" * 64)
+    base = bundle.read_config(folder).base.sha256
     assert made == registry.Version(
-        "osdface", "1", bundle.digest(folder), "d" * 64, "tiny", {"osd": osd, "vre": "b" * 32}, {"psnr": 21.5}, []
-    )
+        "osdface", "1", bundle.digest(folder), "d" * 64, "tiny", {"osd": osd, "vre": "b" * 32}, {"psnr": 21.5}, [],
+        evaluated_on="f" * 64, base=base, registered_by="eve", registered_at=made.registered_at,
+    )  # fmt: skip
+    assert abs(datetime.fromisoformat(made.registered_at) - datetime.now(UTC)) < timedelta(minutes=1)
     found = client().get_model_version("osdface", "1")
     assert found.tags == {
         "osdface.bundle_digest": bundle.digest(folder),
@@ -56,6 +61,9 @@ def test_register_tags_a_version_with_its_bundle_dataset_and_runs(with_provenanc
         "osdface.run.osd": osd,
         "osdface.run.vre": "b" * 32,
         "osdface.metric.psnr": "21.5",
+        "osdface.evaluated_on": "f" * 64,
+        "osdface.base": base,
+        "osdface.registered_by": "eve",
     }
     assert found.run_id == osd
     model = client().get_logged_model(found.source.removeprefix("models:/"))
@@ -71,6 +79,8 @@ def test_the_same_bundle_twice_is_one_version(with_provenance):
     assert registry.register(second).version == "2"
     assert registry.register(shutil.copytree(first, first.with_name("copy"))).version == "1"
     assert [version.version for version in registry.versions()] == ["1", "2"]
+    again = registry.register(first, metrics={"psnr": 20.0}, evaluated_on="e" * 64)
+    assert (again.version, again.metrics, again.evaluated_on) == ("1", {"psnr": 20.0}, "e" * 64)
 
 
 def test_a_run_of_another_server_is_kept_as_a_tag_only(with_provenance):
@@ -304,6 +314,52 @@ def test_lineage_notices_another_dataset_in_the_place(pairs, tmp_path):
 def test_lineage_of_an_unknown_reference():
     with pytest.raises(UserError, match="'abc' is neither a model reference nor a run of sqlite:"):
         registry.lineage("abc")
+
+
+def answer(version, run="unknown", dataset="unknown") -> str:
+    lines = ["HTTP/1.1 200 OK", "Content-Type: image/png", f"x-model-version: {version}", f"X-Run-Id: {run}"]
+    return "\r\n".join([*lines, f"X-Dataset-Digest: {dataset}", "", ""])
+
+
+def test_lineage_of_an_answer_by_its_headers(with_provenance, pairs):
+    digest = read_manifest(pairs).digest
+    osd = stage_run("osd", pairs)
+    folder = with_provenance(runs={"osd": osd}, dataset_digest=digest)
+    with pytest.raises(UserError, match="neither version 1 of 'osdface' nor run unknown"):
+        registry.lineage_of_answer(answer(1))
+    registry.register(folder)
+    expected = registry.lineage("models:/osdface/1")
+    told = registry.lineage_of_answer(answer(1, osd, digest))
+    assert told == {"answer": {"version": "1", "run_id": osd, "dataset_digest": digest}, **expected}
+    unregistered = bundle.digest(folder)
+    assert registry.lineage_of_answer(answer(unregistered, osd, digest))["version"] == "models:/osdface/1"
+    assert registry.lineage_of_answer(answer("0" * 64, osd))["run"] == registry.lineage(osd)["run"]
+    for headers, sentence in (
+        (answer("0" * 64), "neither version 0000.* nor run unknown"),
+        (answer(1, "e" * 32), f"models:/osdface/1 has run_id {osd}, the answer e+: it is another registry's"),
+        ("HTTP/1.1 200 OK\nContent-Type: text/plain", "no x-model-version among these headers"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            registry.lineage_of_answer(headers)
+
+
+def test_lineage_of_a_base_and_of_checkpoints_from_elsewhere(with_provenance):
+    folder = with_provenance(imported={"associate_2.ckpt": "a" * 64})
+    registry.register(folder)
+    tree = registry.lineage("models:/osdface/1")
+    assert tree["base"] == {"sha256": bundle.read_config(folder).base.sha256}
+    assert tree["imported"] == {"associate_2.ckpt": "a" * 64}
+
+
+def test_aliases_move_and_come_back(with_provenance):
+    for name in ("a", "b"):
+        registry.register(with_provenance(name, dataset_digest=name))
+    registry.promote("1")
+    before = registry.repoint({"previous": "1", "champion": "2", "challenger": None})
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+    assert before == {"challenger": None, "champion": "1", "previous": None}
+    registry.repoint(before)
+    assert registry.aliases() == {"champion": "1"}
 
 
 def test_runs_that_name_each_other_end(pairs):

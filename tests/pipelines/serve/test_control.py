@@ -4,28 +4,31 @@ import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+import yaml
 from PIL import Image
-from ray import serve
+from ray._common.utils import import_attr
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
     DeploymentStatus,
     DeploymentStatusOverview,
     DeploymentStatusTrigger,
-    ServeStatus,
+    ServeDeploySchema,
 )
 
 from jobs import console
 from jobs.cli import app
 from osdface.errors import UsageError, UserError
 from osdface.files import write_json
-from pipelines import registry, restoring
-from pipelines.serve import control
+from pipelines import registry, restoring, tracking
+from pipelines.serve import control, keys
+from pipelines.serve.settings import Settings
 
 
 @pytest.fixture
@@ -56,19 +59,29 @@ def record(processes):
     return {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "pid": pid, "started": started}
 
 
-@pytest.mark.parametrize("detach", [False, True])
-def test_a_port_in_use_is_said_at_once(home, taken_port, detach):
+STARTS = (
+    lambda port: control.up("champion", port=port),
+    lambda port: control.detached("127.0.0.1", port, []),
+)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_port_in_use_is_said_at_once(home, taken_port, start):
     with pytest.raises(
         UserError, match=f"127.0.0.1:{taken_port}: cannot listen there .*; give another --port"
     ) as caught:
-        control.up("champion", port=taken_port, detach=detach)
+        start(taken_port)
     assert caught.value.exit_code == 1
     assert not home.exists()
 
 
 def test_an_address_that_is_not_ours_is_said_at_once(home, free_port):
-    with pytest.raises(UserError, match="192.0.2.1:.*: cannot listen there"):
-        control.up("champion", host="192.0.2.1", port=free_port)
+    _, key = keys.new("alice", 60)
+    with pytest.raises(UserError, match="203.0.113.1:.*: cannot listen there"):
+        control.up("champion", host="203.0.113.1", port=free_port, settings=Settings(keys=[key]))
+    for host in ("203.0.113.1", "0.0.0.0", "::", "some.host"):
+        with pytest.raises(UsageError, match="no key is asked for; `osdface serve key NAME` makes one"):
+            control.up("champion", host=host, port=free_port)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
@@ -94,7 +107,7 @@ def test_an_unknown_model_starts_nothing(mlflow_home, free_port):
 def test_an_unknown_model_detached_starts_nothing(mlflow_home, free_port, monkeypatch, environment):
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     with pytest.raises(UserError) as caught:
-        control.up("models:/osdface/9", port=free_port, detach=True)
+        control.detached("127.0.0.1", free_port, ["--model", "models:/osdface/9"])
     sentence = str(caught.value)
     assert "models:/osdface/9: no such version; `osdface models list` shows" in sentence
     assert str(mlflow_home / "serve" / f"{free_port}.log") in sentence
@@ -141,7 +154,8 @@ def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, f
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    registry.promote(registry.register(with_provenance(runs={"osd": "a" * 32}, dataset_digest="d" * 64)).version)
+    version = registry.register(with_provenance(runs={"osd": "a" * 32}, dataset_digest="d" * 64)).version
+    tracking.client(tracking.uri()).set_registered_model_alias("osdface", "champion", version)
     url = f"http://127.0.0.1:{free_port}"
     try:
         told = osdface("serve", "up", "--port", free_port, "--detach")
@@ -149,7 +163,7 @@ def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, f
         assert told["ref"] == "models:/osdface@champion"
         assert httpx.get(f"{url}/v1/model", timeout=30).json()["run_id"] == "a" * 32
         (endpoint,) = osdface("serve", "status")["endpoints"]
-        assert endpoint == told | {"answers": True}
+        assert endpoint == told | {"answers": True, "status": "ready", "notice": ""}
         Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "in.png")
         facts = restoring.at_endpoint(tmp_path / "in.png", url, "auto").facts
         assert facts == {"version": "1", "run_id": "a" * 32, "dataset_digest": "d" * 64, "faces": "0"}
@@ -167,23 +181,40 @@ def test_up_status_restore_and_down(mlflow_home, with_provenance, environment, f
     assert control.status() == []
 
 
-def test_why_an_endpoint_does_not_come_up(monkeypatch):
+def test_why_an_endpoint_does_not_come_up():
     def deployment(status, message):
         trigger = DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
         return DeploymentStatusOverview(DeploymentStatus[status], trigger, {}, message)
 
-    def status(**deployments):
-        overview = ApplicationStatusOverview(ApplicationStatus.DEPLOY_FAILED, "", 0.0, deployments)
-        return ServeStatus({}, {control.NAME: overview})
+    def fault(overall="DEPLOY_FAILED", words="", **deployments):
+        return control._fault(ApplicationStatusOverview(ApplicationStatus[overall], words, 0.0, deployments))
 
     failed = (
         "The deployment failed to start 3 times. Error:\nTraceback\n  File x\nosdface.errors.UserError: base: gone\n"
     )
-    monkeypatch.setattr(
-        serve, "status", lambda: status(a=deployment("HEALTHY", "fine"), b=deployment("DEPLOY_FAILED", failed))
-    )
-    assert control._fault() == "base: gone"
-    monkeypatch.setattr(serve, "status", lambda: status(a=deployment("DEPLOY_FAILED", "no resources")))
-    assert control._fault() == "no resources"
-    monkeypatch.setattr(serve, "status", lambda: status(a=deployment("DEPLOY_FAILED", "")))
-    assert control._fault() == ""
+    assert fault(a=deployment("HEALTHY", "fine"), b=deployment("DEPLOY_FAILED", failed)) == "base: gone"
+    assert fault(a=deployment("DEPLOY_FAILED", "no resources")) == "no resources"
+    assert fault(words="Traceback\n ImportError: no such module") == "ImportError: no such module"
+    assert fault("DEPLOYING", a=deployment("UPDATING", "")) == ""
+
+
+def test_a_key_is_made_and_an_endpoint_knows_it(tmp_path, capsys):
+    assert console.run(app, ["serve", "key", "alice", "--per-minute", "7", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    settings = Settings(keys=made["keys"])
+    request = SimpleNamespace(headers={"authorization": f"Bearer {made['key']}"})
+    keys.Doorkeeper(settings.keys).admit(request)
+    assert settings.keys[0].per_minute == 7
+
+
+def test_a_configuration_file_is_one_that_serve_takes(mlflow_home, with_provenance, tmp_path):
+    folder, out = with_provenance(runs={"osd": "a" * 32}), tmp_path / "serve.yaml"
+    arguments = ["serve", "build", "--model", str(folder), "--out", str(out), "--set", "limits.pixels=1000000"]
+    assert console.run(app, arguments) == 0
+    config = ServeDeploySchema.model_validate(yaml.safe_load(out.read_text()))
+    (application,) = config.applications
+    assert import_attr(application.import_path)
+    assert application.args["limits"]["pixels"] == 1_000_000
+    assert {deployment.name for deployment in application.deployments} == {"ingress", "a", "b"}
+    assert console.run(app, [*arguments, "--host", "0.0.0.0"]) == 2
+    assert console.run(app, [*arguments, "--set", "limits.pixel=1"]) == 2

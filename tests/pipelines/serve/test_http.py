@@ -1,11 +1,11 @@
-"""The endpoint over HTTP, as `osdface serve up` builds it: one application for all these tests."""
+"""The endpoint over HTTP, as `osdface serve up` builds it."""
 
-import asyncio
+import base64
 import contextlib
 import io
-import logging
-import socket
+import json
 import struct
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,64 +13,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from ray import serve
-from ray.exceptions import RayError
 
 from osdface import bundle, faces
-from osdface.errors import UserError
 from osdface.imagefile import read_image
-from pipelines import registry
-from pipelines.serve import replica
-from pipelines.serve.app import Endpoint, Limits, Problem
-from pipelines.serve.build import build, describe
-from pipelines.serve.replica import Replica
-
-LIMITS = Limits(bytes=2**21, pixels=1_500_000, whole_pixels=128 * 128)
-
-
-class Recording(Replica):
-    """The replica, noting beside its bundle how many pictures each batch has."""
-
-    def answers(self, tasks):
-        with (self.restorer.path.parent / "batches").open("a") as file:
-            file.write(f"{len(tasks)}\n")
-        return super().answers(tasks)
-
-
-@pytest.fixture(scope="module")
-def endpoint(bundle_folder, ray_session):
-    """A client of the running application."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ours = replica.deployment
-    options = {"max_ongoing_requests": ours.max_ongoing_requests, "ray_actor_options": ours.ray_actor_options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replica, "deployment", serve.deployment(**options)(Recording))
-        application, _ = build(str(bundle_folder), LIMITS)
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-    serve.run(application, name="osdface", route_prefix="/")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
-    serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def t1() -> np.ndarray:
-    """A photograph with six faces."""
-    return faces.photographs()["t1"]
-
-
-def picture(seed=0, height=48, width=64) -> np.ndarray:
-    """Noise of one colour a picture: no face."""
-    noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3), np.uint8)
-    return noise + np.uint8(seed * 20)
-
-
-def encoded(image, format="PNG", **options) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, format, **options)
-    return data.getvalue()
+from tests.serving import LIMITS, assert_problem, encoded, picture
 
 
 def png_header(width, height) -> bytes:
@@ -88,15 +34,6 @@ def animated(format) -> bytes:
     frames = [Image.fromarray(picture(i)) for i in range(3)]
     frames[0].save(data, format, save_all=True, append_images=frames[1:])
     return data.getvalue()
-
-
-def assert_problem(answer, status, words=""):
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert set(body) == {"type", "title", "status", "detail"}
-    assert body["status"] == status
-    assert words in body["detail"]
 
 
 def test_a_picture_without_a_face_comes_back_bit_for_bit(endpoint):
@@ -125,11 +62,12 @@ def test_headers_and_model_say_where_the_answer_comes_from(endpoint, bundle_fold
     digest = bundle.digest(bundle_folder)
     assert told == {
         "model": "model", "version": digest, "run_id": "unknown", "dataset_digest": "unknown",
-        "bundle_digest": digest, "preset": "tiny",
+        "bundle_digest": digest, "preset": "tiny", "limits": LIMITS.model_dump(),
     }  # fmt: skip
     assert answer.headers["x-model-version"] == digest
     assert (answer.headers["x-run-id"], answer.headers["x-dataset-digest"]) == ("unknown", "unknown")
     assert endpoint.get("/healthz").json() == {"status": "ok"}
+    assert endpoint.get("/readyz").json() == {"status": "ready", "version": digest, "notice": ""}
 
 
 def test_multipart_and_raw_body_give_the_same(endpoint):
@@ -209,7 +147,7 @@ def test_what_is_no_good_picture_is_a_problem_document(endpoint, name):
     answer = endpoint.post("/v1/restore", content=data)
     assert_problem(answer, status or answer.status_code, words)
     assert 400 <= answer.status_code < 500
-    assert answer.headers["x-model-version"]
+    assert "x-model-version" in answer.headers or name in ("nothing", "bytes")
     form = endpoint.post("/v1/restore", files={"image": ("a", data)})
     assert_problem(form, answer.status_code, words)
 
@@ -266,10 +204,18 @@ def test_a_form_of_many_files_is_refused(endpoint):
     ("method", "url", "status", "words"),
     [
         ("POST", "/v1/restore?faces=everyone", 422, "query.faces: Input should be 'auto', 'whole' or 'aligned'"),
-        ("POST", "/v1/restore?format=tiff", 422, "query.format: Input should be 'png' or 'jpeg'"),
+        ("POST", "/v1/restore?format=tiff", 422, "query.format: Input should be 'png', 'jpeg' or 'webp'"),
         ("GET", "/v1/restore", 405, "Method Not Allowed"),
         ("DELETE", "/v1/model", 405, "Method Not Allowed"),
-        ("GET", "/", 404, "Not Found"),
+        ("GET", "/page/../settings.py", 404, "Not Found"),
+        ("GET", "/page/%2e%2e/settings.py", 404, "Not Found"),
+        ("GET", "/v1/jobs/nothing", 404, "no such job"),
+        ("GET", "/v1/jobs/nothing/result", 404, "no such job"),
+        ("POST", "/v1/restore?strength=2", 422, "query.strength: Input should be less than or equal to 1"),
+        ("POST", "/v1/restore?strength=nan", 422, "query.strength"),
+        ("POST", "/v1/restore?only=first", 422, "query.only"),
+        ("POST", "/v1/restore?only=7", 422, "has 0 faces to restore, and none is number 7"),
+        ("POST", "/v1/restore:batch", 415, "send a multipart form"),
         ("POST", "/v2/restore", 404, "Not Found"),
         ("GET", "/docs", 404, "Not Found"),
     ],
@@ -279,7 +225,7 @@ def test_what_is_not_offered_is_a_problem_document(endpoint, method, url, status
     assert_problem(endpoint.request(method, url, content=content), status, words)
 
 
-def test_at_the_same_time_is_in_batches_and_each_gets_its_own_picture_back(endpoint, t1, bundle_folder):
+def test_each_of_many_at_the_same_time_gets_its_own_picture_back(endpoint, t1):
     bodies = [encoded(t1[:, :640])] * 2 + [b"no picture"] + [encoded(picture(i, 40 + 4 * i)) for i in range(9)]
     modes = ["auto", "aligned", "whole"]
 
@@ -287,17 +233,160 @@ def test_at_the_same_time_is_in_batches_and_each_gets_its_own_picture_back(endpo
         return endpoint.post("/v1/restore", content=bodies[i], params={"faces": modes[i % 3]})
 
     alone = [ask(i) for i in range(len(bodies))]
-    note = bundle_folder.parent / "batches"
-    assert set(note.read_text().split()) == {"1"}
     with ThreadPoolExecutor(len(bodies)) as pool:
         together = list(pool.map(ask, range(len(bodies))))
-    assert max(map(int, note.read_text().split())) > 1
     for one, other in zip(alone, together, strict=True):
         assert one.status_code == other.status_code
         assert one.headers.get("x-faces") == other.headers.get("x-faces")
         if one.status_code == 200:  # a batch of another size may round a pixel otherwise
             difference = read_image(one.content).astype(int) - read_image(other.content)
             assert np.abs(difference).max() <= 1
+
+
+def test_what_the_faces_of_an_answer_are(endpoint, t1):
+    every = endpoint.post("/v1/restore", content=encoded(t1))
+    boxes, identity = (json.loads(every.headers[name]) for name in ("x-face-boxes", "x-identity"))
+    assert [tuple(box) for box in boxes] == [face.box for face in faces.DlibFrontal().detect(t1)]
+    assert len(identity) == 6
+    assert all(0 < value <= 1 for value in identity)
+    some = endpoint.post("/v1/restore", content=encoded(t1), params={"only": "4,0", "identity": "false"})
+    assert json.loads(some.headers["x-face-boxes"]) == [boxes[0], boxes[4]]
+    assert json.loads(some.headers["x-identity"]) == [None, None]
+    changed = (read_image(some.content) != t1).any(-1)
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        middle = changed[top + 20 : bottom - 20, left + 20 : right - 20]
+        assert middle.mean() > 0.9 if number in (0, 4) else not middle.any()
+
+
+def test_strength_is_the_part_of_the_change_that_is_made(endpoint, t1):
+    crop = t1[:200, :300]
+    none, half, all_ = (
+        read_image(endpoint.post("/v1/restore", content=encoded(crop), params={"strength": s}).content).astype(float)
+        for s in (0, 0.5, 1)
+    )
+    np.testing.assert_array_equal(none, crop)
+    assert np.abs(half - (none + all_) / 2).max() <= 1
+
+
+def test_before_and_after_side_by_side(endpoint, t1):
+    crop = t1[:200, :300]
+    plain = endpoint.post("/v1/restore", content=encoded(crop))
+    both = endpoint.post("/v1/restore", content=encoded(crop), params={"compare": "true"})
+    np.testing.assert_array_equal(read_image(both.content), np.hstack([crop, read_image(plain.content)]))
+
+
+@pytest.mark.parametrize(
+    ("accept", "format", "kind"),
+    [
+        ("*/*", None, "png"),
+        ("image/webp", None, "webp"),
+        ("text/html, image/*;q=0.8", None, "png"),
+        ("image/png;q=0.1, image/jpeg;q=0.9", None, "jpeg"),
+        ("image/jpeg", "webp", "webp"),
+    ],
+)
+def test_the_format_is_what_was_asked_for_and_else_what_is_preferred(endpoint, accept, format, kind):
+    query = {"format": format} if format else {}
+    answer = endpoint.post("/v1/restore", content=encoded(picture()), params=query, headers={"accept": accept})
+    assert answer.headers["content-type"] == f"image/{kind}"
+    assert Image.open(io.BytesIO(answer.content)).format == kind.upper()
+
+
+def test_an_answer_of_no_format_that_is_accepted_is_refused(endpoint):
+    headers = {"accept": "text/html"}
+    assert_problem(endpoint.post("/v1/restore", content=encoded(picture()), headers=headers), 406, "image/png")
+
+
+def test_a_request_keeps_its_own_id_and_gets_one_otherwise(endpoint):
+    mine = endpoint.post("/v1/restore", content=encoded(picture()), headers={"x-request-id": "mine-1"})
+    assert mine.headers["x-request-id"] == "mine-1"
+    ids = {endpoint.get("/v1/model").headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+def test_several_pictures_at_once_each_with_its_own_fate(endpoint):
+    bodies = [encoded(picture(1)), b"no picture", encoded(picture(2))]
+    answer = endpoint.post("/v1/restore:batch", files=[("image", ("x", body)) for body in bodies]).json()
+    first, damaged, last = answer["pictures"]
+    for item, seed in ((first, 1), (last, 2)):
+        assert (item["status"], item["headers"]["x-faces"]) == (200, "0")
+        np.testing.assert_array_equal(read_image(base64.b64decode(item["picture"])), picture(seed))
+    assert (damaged["status"], damaged["problem"]["status"]) == (415, 415)
+    many = endpoint.post("/v1/restore:batch", files=[("image", ("x", bodies[0]))] * 5)
+    assert_problem(many, 400, "Too many files")
+
+
+def test_a_job_is_begun_now_and_fetched_later(endpoint):
+    begun = endpoint.post("/v1/jobs", content=encoded(picture()), params={"format": "webp"})
+    assert begun.status_code == 202
+    where = begun.headers["location"]
+    assert where == f"/v1/jobs/{begun.json()['id']}"
+    deadline = time.monotonic() + 30
+    while (told := endpoint.get(where).json())["status"] != "done":
+        assert told["status"] in ("queued", "running")
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    result = endpoint.get(f"{where}/result")
+    assert (result.status_code, result.headers["content-type"], result.headers["x-faces"]) == (200, "image/webp", "0")
+    assert endpoint.delete(where).status_code == 204
+    assert_problem(endpoint.get(where), 404)
+
+
+def test_a_job_that_fails_says_why_and_there_are_only_so_many(endpoint):
+    begun = [endpoint.post("/v1/jobs", content=b"no picture") for _ in range(LIMITS.jobs + 1)]
+    assert [answer.status_code for answer in begun] == [202] * LIMITS.jobs + [503]
+    assert begun[-1].headers["retry-after"]
+    where = begun[0].headers["location"]
+    deadline = time.monotonic() + 30
+    while (told := endpoint.get(where).json())["status"] != "failed" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (told["status"], told["problem"]["status"]) == ("failed", 415)
+    assert_problem(endpoint.get(f"{where}/result"), 415, "not a picture")
+    for answer in begun[:-1]:
+        endpoint.delete(answer.headers["location"])
+
+
+def test_pages_elsewhere_may_ask_only_where_they_are_named(endpoint):
+    asked = {"access-control-request-method": "POST"}
+    named = endpoint.options("/v1/restore", headers=asked | {"origin": "https://elsewhere.example"})
+    assert named.headers["access-control-allow-origin"] == "https://elsewhere.example"
+    stranger = endpoint.options("/v1/restore", headers=asked | {"origin": "https://stranger.example"})
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_more_faces_than_a_picture_may_have(endpoint, t1):
+    small = np.asarray(Image.fromarray(t1).resize((960, 664)))
+    answer = endpoint.post("/v1/restore", content=encoded(np.vstack([small, small]), "JPEG", quality=90))
+    assert_problem(answer, 422, "faces, more than 8")
+
+
+def test_a_slow_sender_is_told_so_and_holds_nobody_up(endpoint):
+    def slow():
+        yield encoded(picture())[:100]
+        time.sleep(LIMITS.body_seconds + 1)
+        yield b"x"
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(endpoint.post, "/v1/restore", content=slow())
+        assert endpoint.post("/v1/restore", content=encoded(picture())).status_code == 200
+        assert_problem(late.result(), 408, "did not arrive within 2 s")
+
+
+def test_prometheus_finds_ray_serves_metrics_and_ours(endpoint):
+    endpoint.post("/v1/restore", content=encoded(picture()))
+    wanted = {
+        "ray_serve_num_http_requests_total", "ray_serve_deployment_processing_latency_ms", "ray_osdface_answers_total",
+        "ray_osdface_part_seconds",
+    }  # fmt: skip
+    deadline = time.monotonic() + 30
+    while True:  # Ray renews its page every few seconds
+        text = endpoint.get("/metrics").text
+        found = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+        if wanted <= found or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert wanted <= found
+    assert all(name.startswith(("ray_serve_", "ray_osdface_")) for name in found)
 
 
 def test_a_body_without_end_is_cut_off_and_the_endpoint_lives(endpoint):
@@ -308,44 +397,3 @@ def test_a_body_without_end_is_cut_off_and_the_endpoint_lives(endpoint):
     with contextlib.suppress(httpx.WriteError):  # closed on us while we were still sending
         assert_problem(endpoint.post("/v1/restore", content=endless()), 413, "more than")
     assert endpoint.get("/healthz").status_code == 200
-
-
-def test_a_replica_that_fails_is_503_and_worth_trying_again(caplog):
-    class Failing:
-        class restore:  # noqa: N801
-            @staticmethod
-            async def remote(_):
-                raise RayError("the actor died")
-
-    model = dict.fromkeys(("model", "version", "run_id", "dataset_digest", "bundle_digest", "preset"), "x")
-    endpoint = Endpoint(Failing, model, LIMITS.model_dump())
-    with caplog.at_level(logging.CRITICAL, "ray.serve"), pytest.raises(Problem) as caught:
-        asyncio.run(endpoint._answer(encoded(picture()), "auto", "png"))
-    answer = caught.value.response()
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert b"actor" not in answer.body
-
-
-def test_what_is_told_of_a_registered_version(mlflow_home, with_provenance):
-    folder = with_provenance(runs={"osd": "a" * 32, "vre": "b" * 32}, dataset_digest="d" * 64)
-    registry.promote(registry.register(folder).version)
-    served, model = describe("champion")
-    assert served == str(mlflow_home / "cache" / "models" / bundle.digest(folder))
-    assert (model.model, model.version) == ("models:/osdface/1", "1")
-    assert (model.run_id, model.dataset_digest) == ("a" * 32, "d" * 64)
-
-
-def test_what_cannot_be_served_is_said_before_anything_starts(mlflow_home, with_provenance, bundle_folder, tmp_path):
-    for ref, words in (
-        ("models:/osdface@champion", "no version of 'osdface' has the alias 'champion'"),
-        (str(tmp_path), "not a model bundle"),
-        (str(tmp_path / "nowhere"), "not found: give a bundle folder, models:/NAME/VERSION"),
-    ):
-        with pytest.raises(UserError, match=words):
-            describe(ref)
-    folder = with_provenance()
-    config = bundle.read_config(folder)
-    outside = config.model_copy(update={"base": config.base.model_copy(update={"path": str(tmp_path / "gone")})})
-    (folder / "config.json").write_text(outside.model_dump_json())
-    with pytest.raises(UserError, match="its base model .* is not at .*gone; put it back there"):
-        describe(str(folder))

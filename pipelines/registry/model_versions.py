@@ -1,12 +1,16 @@
-"""The MLflow model registry: versions of restorers, aliases, and the way back from a version to its sources."""
+"""Versions of restorers in the MLflow registry: made, found, fetched, and pointed at by aliases."""
 
 import contextlib
+import getpass
+import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlflow.artifacts
 from filelock import FileLock
@@ -23,11 +27,15 @@ from pipelines.tracking import TAG
 
 NAME = "osdface"
 ALIASES = ("champion", "challenger", "previous")
-NOT_RECORDED = "not recorded"
 
 
 class Version(NamedTuple):
-    """One registered version. runs: MLflow run ids by stage; metrics: those it was registered with."""
+    """One registered version.
+
+    runs: MLflow run ids by stage. metrics: those it was registered with, evaluated_on: the digest of the dataset that
+    they were measured on. base: digest of the base model. imported: sha256 of the published files that it was made of,
+    by name. registered_at: ISO 8601, UTC. promotion: what the last promotion or rollback noted with it.
+    """
 
     name: str
     version: str
@@ -37,11 +45,25 @@ class Version(NamedTuple):
     runs: dict[str, str]
     metrics: dict[str, float]
     aliases: list[str]
+    evaluated_on: str | None = None
+    base: str | None = None
+    imported: dict[str, str] = {}
+    registered_by: str | None = None
+    registered_at: str = ""
+    promotion: dict[str, str] = {}
+
+    @property
+    def ref(self) -> str:
+        """models:/NAME/VERSION."""
+        return f"models:/{self.name}/{self.version}"
 
 
-def register(folder: Path, name: str = NAME, metrics: dict[str, float] | None = None) -> Version:
+def register(
+    folder: Path, name: str = NAME, metrics: dict[str, float] | None = None, evaluated_on: str | None = None
+) -> Version:
     """Make a verified bundle a version of the registry; a bundle that is registered already gives its version.
 
+    metrics, and the digest of the dataset they were measured on, are kept with the version, in place of any before.
     The files go into an MLflow LoggedModel first; the version, with all its tags, is made by one call when they are
     there, so a half-registered model is never a version. Raises UserError where the bundle fails verification.
     """
@@ -51,10 +73,12 @@ def register(folder: Path, name: str = NAME, metrics: dict[str, float] | None = 
     with _alone():
         for known in _search(client, name):
             if known.bundle_digest == digest:
-                return known
+                for tag, value in _measured(metrics or {}, evaluated_on).items():
+                    client.set_model_version_tag(name, known.version, tag, value)
+                return _version(client, name, known.version)
         with contextlib.suppress(MlflowException), _said(f"'{name}' cannot be the name of a registered model"):
             client.create_registered_model(name)  # it may exist
-        tags = _tags(config, digest, metrics or {})
+        tags = _tags(config, digest) | _measured(metrics or {}, evaluated_on)
         run = config.provenance.runs.get("osd")
         run = run if run and tracking.exists(client, run) else None  # a bundle may come from another server
         model = client.create_logged_model(
@@ -71,17 +95,33 @@ def register(folder: Path, name: str = NAME, metrics: dict[str, float] | None = 
     return _version(client, name, made.version)
 
 
-def _tags(config: bundle.BundleConfig, digest: str, metrics: dict[str, float]) -> dict[str, str]:
+def _tags(config: bundle.BundleConfig, digest: str) -> dict[str, str]:
     origin = config.provenance
     tags = {
         "bundle_digest": digest,
         "dataset_digest": origin.dataset_digest,
         "preset": config.preset,
         "git_revision": origin.git_revision,
+        "base": config.base.sha256,
+        "registered_by": who(),
     }
     tags |= {f"run.{stage}": run for stage, run in origin.runs.items()}
-    tags |= {f"metric.{key}": f"{value:.6g}" for key, value in metrics.items()}
+    tags |= {f"imported.{file}": hashed for file, hashed in origin.imported.items()}
     return {TAG + key: value for key, value in tags.items() if value}
+
+
+def _measured(metrics: dict[str, float], evaluated_on: str | None) -> dict[str, str]:
+    tags = {f"{TAG}metric.{key}": f"{value:.6g}" for key, value in metrics.items()}
+    return tags | ({TAG + "evaluated_on": evaluated_on} if evaluated_on else {})
+
+
+def who() -> str:
+    """Who does this: the tracking server's user, or this machine's."""
+    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        return user
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"{os.getuid()}@{socket.gethostname()}"
 
 
 def _log_metrics(client: MlflowClient, run: str, model: LoggedModel, metrics: dict[str, float]) -> None:
@@ -98,20 +138,52 @@ def versions(name: str = NAME) -> list[Version]:
     return sorted(found, key=lambda version: int(version.version))
 
 
-def promote(version: str, name: str = NAME, alias: str = "champion") -> Version:
-    """Verify a version's bundle and give it an alias; the former champion becomes `previous`.
+def version(number: str, name: str = NAME) -> Version:
+    """One version by its number. Raises UserError if there is none."""
+    return _version(tracking.client(tracking.uri()), name, number)
 
-    Raises UserError if there is no such version, or its files differ from its digest: the alias then stays.
+
+def aliases(name: str = NAME) -> dict[str, str]:
+    """The version numbers that aliases stand for. Raises UserError if there is no such model."""
+    client = tracking.client(tracking.uri())
+    with _said(f"no registered model '{name}'; make one with `osdface models register BUNDLE`"):
+        return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
+def repoint(wanted: dict[str, str | None], name: str = NAME) -> dict[str, str | None]:
+    """Let aliases stand for version numbers, or be taken away (None), in this order.
+
+    Returns what they stood for, which given to this function brings that back.
+    """
+    client = tracking.client(tracking.uri())
+    with _alone():
+        before = aliases(name)
+        for alias, number in wanted.items():
+            if number is not None:
+                client.set_registered_model_alias(name, alias, number)
+            elif alias in before:
+                client.delete_registered_model_alias(name, alias)
+    return {alias: before.get(alias) for alias in reversed(wanted)}
+
+
+def promote(version: str, name: str = NAME, alias: str = "champion") -> Version:
+    """Verify a version's bundle and give it an alias, asking nobody; the former champion becomes `previous`.
+
+    `pipelines.promotion` is what asks. Raises UserError if there is no such version, or its files differ from its
+    digest: the alias then stays.
     """
     client = tracking.client(tracking.uri())
     chosen = _version(client, name, version)
     fetch(chosen, again=True)  # other machines have no copy in a cache
-    with _alone():
-        former = client.get_registered_model(name).aliases.get(alias)
-        if alias == "champion" and former and str(former) != chosen.version:
-            client.set_registered_model_alias(name, "previous", str(former))
-        client.set_registered_model_alias(name, alias, chosen.version)
+    repoint(succession(aliases(name), chosen.version) if alias == "champion" else {alias: chosen.version}, name)
     return _version(client, name, version)
+
+
+def succession(before: dict[str, str], number: str) -> dict[str, str | None]:
+    """What aliases stand for once a version is the champion; `previous` moves first, so a kill loses nothing."""
+    former = before.get("champion")
+    replaced: dict[str, str | None] = {"previous": former} if former and former != number else {}
+    return replaced | {"champion": number}
 
 
 def find(ref: str) -> Version | None:
@@ -147,7 +219,7 @@ def fetch(version: Version, again: bool = False) -> Path:
     stays as it was.
     """
     if not re.fullmatch("[0-9a-f]{64}", version.bundle_digest):
-        raise UserError(f"models:/{version.name}/{version.version}: no bundle digest is recorded for it")
+        raise UserError(f"{version.ref}: no bundle digest is recorded for it")
     folder = home() / "cache" / "models" / version.bundle_digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -164,13 +236,12 @@ def fetch(version: Version, again: bool = False) -> Path:
 
 
 def _checked(folder: Path, version: Version) -> Path:
-    ref = f"models:/{version.name}/{version.version}"
     try:
         bundle.verify(folder)
     except UserError as error:
-        raise UserError(f"{ref}: its files in the registry are damaged ({error})") from None
+        raise UserError(f"{version.ref}: its files in the registry are damaged ({error})") from None
     if bundle.digest(folder) != version.bundle_digest:
-        raise UserError(f"{ref}: its files in the registry are not those that were registered")
+        raise UserError(f"{version.ref}: its files in the registry are not those that were registered")
     return folder
 
 
@@ -183,66 +254,7 @@ def _download(version: Version, folder: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=address))
     except (MlflowException, OSError) as error:
         reason = tracking.reason(error)
-        raise UserError(f"models:/{version.name}/{version.version}: cannot be downloaded ({reason})") from None
-
-
-def lineage(ref: str) -> dict[str, Any]:
-    """From a version, or the id of any run, back to the runs before it, dataset and recipe, as a tree of plain values.
-
-    What is not recorded, or no longer there, is said in its place.
-    """
-    client = tracking.client(tracking.uri())
-    version = find(ref)
-    if version is None:
-        if not tracking.exists(client, ref):
-            raise UserError(f"'{ref}' is neither a model reference nor a run of {tracking.uri()}")
-        return {"run": _run(client, ref)}
-    tree: dict[str, Any] = {"version": f"models:/{version.name}/{version.version}"}
-    tree["bundle_digest"] = version.bundle_digest or NOT_RECORDED
-    tree["dataset_digest"] = version.dataset_digest or NOT_RECORDED
-    osd = _run(client, version.runs["osd"]) if "osd" in version.runs else NOT_RECORDED
-    tree["osd"] = osd
-    told = osd if isinstance(osd, dict) else {}
-    for stage, run in sorted(version.runs.items()):
-        if stage != "osd" and stage not in told:  # the version's own word, where the osd run is gone
-            tree[stage] = _run(client, run)
-    return tree
-
-
-def _run(client: MlflowClient, run_id: str, above: tuple[str, ...] = ()) -> dict[str, Any] | str:
-    """One run, the runs that it names as its parents, and its dataset. above: runs that led here."""
-    if not tracking.exists(client, run_id):
-        return f"run {run_id} is not on this tracking server"
-    run = client.get_run(run_id)
-    tags = {key.removeprefix(TAG): value for key, value in run.data.tags.items() if key.startswith(TAG)}
-    node: dict[str, Any] = {"run_id": run_id, "name": run.info.run_name, "status": run.info.status}
-    node["git_revision"] = tags.get("git_revision", NOT_RECORDED)
-    above = (*above, run_id)
-    for key, parent in sorted(tags.items()):
-        if key.startswith("run.") and parent not in above:
-            node[key.removeprefix("run.")] = _run(client, parent, above)
-    node["dataset"] = _dataset(tags)
-    return node
-
-
-def _dataset(tags: dict[str, str]) -> dict[str, Any] | str:
-    from pipelines.pairs.manifest import read_manifest  # with it come pyarrow and more, which nothing else here needs
-
-    if "dataset" not in tags:
-        return NOT_RECORDED
-    node: dict[str, Any] = {"digest": tags.get("dataset_digest", NOT_RECORDED), "folder": tags["dataset"]}
-    try:
-        manifest = read_manifest(tags["dataset"])
-    except UserError as error:
-        return node | {"now": str(error)}
-    if manifest.digest != node["digest"]:
-        return node | {"now": f"another dataset is there ({manifest.digest})"}
-    recipe = manifest.spec.recipe
-    return node | {
-        "recipe": recipe.name,
-        "recipe_digest": recipe.digest,
-        "sources": [source.uri for addition in manifest.additions for source in addition.sources],
-    }
+        raise UserError(f"{version.ref}: cannot be downloaded ({reason})") from None
 
 
 def _search(client: MlflowClient, name: str) -> list[Version]:
@@ -268,7 +280,18 @@ def _read(found: ModelVersion, aliases: dict[str, str]) -> Version:
         runs=_under("run.", tags),
         metrics={key: float(value) for key, value in _under("metric.", tags).items()},
         aliases=sorted(alias for alias, at in aliases.items() if str(at) == str(found.version)),
+        evaluated_on=tags.get("evaluated_on"),
+        base=tags.get("base"),
+        imported=_under("imported.", tags),
+        registered_by=tags.get("registered_by"),
+        registered_at=iso(found.creation_timestamp),
+        promotion=_under("promotion.", tags),
     )
+
+
+def iso(milliseconds: int) -> str:
+    """A time of MLflow's: ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _under(prefix: str, tags: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Promotion: gates, the way to endpoints, rollback and history."""
