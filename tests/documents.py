@@ -31,11 +31,14 @@ def commands(program: str) -> list[Command]:
     for page in PAGES:
         text = page.read_text()
         blocks = "\n".join(FENCE.findall(text)).replace("\\\n", " ")
-        lines = [(re.split(r"\s#|\s{3,}(?=[^-\s])", line)[0], True) for line in blocks.splitlines()]
+        lines = [(re.split(r"\s#|\s{2,}(?=[^-\s])", line)[0], True) for line in blocks.splitlines()]
         lines += [(span, page.name == "README.md") for span in SPAN.findall(FENCE.sub("", text))]
         for line, whole in lines:
             if line.startswith(f"{program} "):
-                found[Command(page.relative_to(ROOT).as_posix(), " ".join(line.split()), whole)] = None
+                first, *others = line.split(" | ")  # commands of one group
+                group = " ".join(first.split()[:2])
+                for one in (first, *(f"{group} {other}" for other in others)):
+                    found[Command(page.relative_to(ROOT).as_posix(), " ".join(one.split()), whole)] = None
     return list(found)
 
 
