@@ -14,6 +14,7 @@ HOME = "README.md"  # of the repository; the site's index.md
 OUTSIDE = [HOME, "CONTRIBUTING.md", "CHANGELOG.md", "jobs/configs/*/README.md", "benchmarks/results/*.md"]
 COMING = {"cluster.md", "scale.md", "promoting.md", "serving.md"}  # in the navigation once they are there
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+SOURCE = re.compile(r'(<img [^>]*\bsrc=")([^":]+)')
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -41,15 +42,18 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     here = page.file.src_uri
     source = next((path for path in _outside() if _page(path) == here), f"docs/{here}")
 
-    def linked(link: re.Match[str]) -> str:
-        picture, text, target, anchor = link.groups(default="")
+    def there(target: str) -> str | None:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if path.startswith("docs/") or path in _outside():
-            there = posixpath.relpath(_page(path), posixpath.dirname(here) or ".")
-            return f"{picture}[{text}]({there}{anchor})"
-        return text if (ROOT / path).exists() else link[0]  # MkDocs refuses what is nowhere
+            return posixpath.relpath(_page(path), posixpath.dirname(here) or ".")
+        return None if (ROOT / path).exists() else target  # MkDocs refuses what is nowhere
 
-    return LINK.sub(linked, markdown)
+    def linked(link: re.Match[str]) -> str:
+        picture, text, target, anchor = link.groups(default="")
+        return f"{picture}[{text}]({at}{anchor})" if (at := there(target)) else text
+
+    shown = SOURCE.sub(lambda tag: tag[1] + (there(tag[2]) or tag[2]), markdown)
+    return LINK.sub(linked, shown)
 
 
 def _outside() -> list[str]:

@@ -44,6 +44,8 @@ class TestSite:
         assert 'href="jobs/configs/ablations/index.html"' in pages["reproduce.html"]
         for name, text in pages.items():
             assert not re.search(r'<(script|link|img)[^>]+(src|href)="(https?:)?//', text), name
+            for picture in re.findall(r'<img [^>]*\bsrc="([^"]+)"', text):
+                assert ((tmp_path / name).parent / picture).is_file(), (name, picture)
 
     def test_broken_links_fail(self, tmp_path):
         config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
