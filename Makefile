@@ -9,10 +9,10 @@ LEFT_OUT := bitsandbytes torch torchvision triton cuda-bindings cuda-pathfinder 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo lint test test-full chaos gpu-check bench lock clean
+.PHONY: help install demo lint test test-full chaos gpu-check bench docs wheel-check lock clean
 
 help:  ## What there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## .venv with every extra, from the lock, and .venv/bin/osdface
 
@@ -57,6 +57,12 @@ bench: install  ## The benchmarks, to benchmarks/results: three quarters of an h
 	$(BIN)/python -m benchmarks.restore --rounds 1
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.serve
+
+docs: install  ## The documentation as a site, to build/site; a broken link fails it
+	$(BIN)/mkdocs build --quiet
+
+wheel-check: install  ## Build the wheel, look into it, and run its command in an environment of its own
+	$(BIN)/pytest -m full tests/test_wheel.py
 
 lock: install  ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
