@@ -1,8 +1,10 @@
 """What KubeRay and Kubernetes take, as types that refuse anything else: for jobs/kuberay, which no Kubernetes has run.
 
-Written from KubeRay's API reference (ray.io/v1, releases 1.3 to 1.5) and Kubernetes' (core/v1, scheduling.k8s.io/v1): of
-KubeRay every field of a spec, of Kubernetes those that the manifests use.
+Written from KubeRay's API reference (ray.io/v1, releases 1.3 to 1.5) and Kubernetes' (core/v1, scheduling.k8s.io/v1):
+of KubeRay every field of a spec, of Kubernetes those that the manifests use.
 """
+
+# ruff: noqa: N815 - the fields' names are theirs
 
 import re
 import shlex

@@ -69,14 +69,15 @@ console.command(app, "submit", "osdface jobs submit train-vre --wait -- --config
 
 
 def _send(cluster: "Cluster", job: Any, parsed: Any, variables: dict[str, str], folder: Path) -> None:
-    import osdface
+    from importlib.metadata import version
+
     from jobs.submission import packing
     from pipelines.tracking import git_revision
 
     revision = git_revision()
     runtime = packing.environment(job, folder, variables, revision)
     metadata = {
-        "osdface": osdface.__version__,
+        "osdface": version("osdface"),
         "command": shlex.join(parsed.words),
         "config_digest": parsed.config_digest,
         "git_revision": revision or "unknown",
