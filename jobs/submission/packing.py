@@ -20,7 +20,7 @@ EXCLUDES = [
 ]  # fmt: skip
 LIMIT = 64 * 2**20  # bytes before compression; Ray holds it in the head's memory, and takes 512 MiB at most
 LOCK = "requirements.lock"
-# Of a job that is told to stop, before it is killed: a training writes its checkpoint in that time. Ray's own is 3 s.
+# Of a job that is told to stop, before it is killed: it ends its workers and its run's record. Ray's own is 3 s.
 STOP_SECONDS = 60
 QUIET = logging.getLogger(__name__)  # since Ray logs every folder at which a walk is ended as an issue
 QUIET.setLevel(logging.CRITICAL)
