@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -317,6 +318,7 @@ def cluster(tmp_path_factory):
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _wait(until, seconds: float) -> None:
