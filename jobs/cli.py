@@ -8,7 +8,21 @@ from pathlib import Path
 import typer
 
 from jobs import console
-from jobs.commands import data, demo, doctor, evaluate, faces, models, profile, restore, runs, serve, train, weights
+from jobs.commands import (
+    data,
+    demo,
+    doctor,
+    evaluate,
+    faces,
+    jobs,
+    models,
+    profile,
+    restore,
+    runs,
+    serve,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="osdface",
@@ -16,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for group in (faces, data, train, runs, models, serve, weights):
+for group in (faces, data, train, runs, models, serve, weights, jobs):
     app.add_typer(group.app, name=group.__name__.rsplit(".", 1)[-1])
 for single in (demo, doctor, evaluate, profile, restore):
     single.register(app)

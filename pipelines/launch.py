@@ -126,7 +126,7 @@ def launch(
     if config.workers:
         cluster.connect(address, None)
         cluster.require_cpus(config.workers * config.cpus_per_worker)
-        _require_gpus(config.workers * config.gpus_per_worker)
+        cluster.require_gpus(config.workers * config.gpus_per_worker)
     config = config.prepared(progress, address)
     begun = tracking.run(stage, name, resolved(config), manifest, config.folder, parents, known.get("run_id"))
     with begun as run:
@@ -161,15 +161,6 @@ def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> s
 
 def _count(progress: Progress, label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
     progress(label, done, total, values or {})
-
-
-def _require_gpus(needed: float) -> None:
-    there = ray.cluster_resources().get("GPU", 0)
-    if needed > there:
-        raise UserError(
-            f"the workers ask for {needed:g} GPUs but the cluster has {there:g}; lower workers or gpus_per_worker, or "
-            "join a larger cluster with --address"
-        )
 
 
 def _finished(config: TrainConfig, identity: str) -> Trained:

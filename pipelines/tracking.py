@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the registry's commands need no torch
 
 log = logging.getLogger(__name__)
 FORMAT = "1"  # of what a run records, kept as a tag
+REVISION = "OSDFACE_GIT_REVISION"  # the environment variable of a submitted job
 TAG = "osdface."  # before every tag of ours
 DIGEST_LENGTH = 36  # what MLflow's table of datasets holds; tags and the source keep the whole digest
 VALUE_LENGTH = 500  # of a parameter
@@ -122,9 +123,12 @@ def experiment(made: MlflowClient, stage: str, address: str) -> str:
 
 
 def git_revision() -> str | None:
-    """The code's git revision ("+" where files are changed); None where this file is in no repository."""
+    """The code's git revision ("+" where files are changed); None where this file is in no repository.
+
+    A submitted job's code is in none either: what was submitted from is in $OSDFACE_GIT_REVISION.
+    """
     if not _git("ls-files", Path(__file__).name):  # installed: a repository around it is somebody else's
-        return None
+        return os.environ.get(REVISION)
     return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
 
 

@@ -37,6 +37,7 @@ def test_the_commands_of_the_chain_are_there():
         "data preview", "data info", "data regenerate", "data extend", "data remove", "data diff", "data card",
         "train base", "train vre", "train osd", "models register", "models promote", "models lineage",
         "serve up", "serve status", "serve down", "weights list", "weights check", "weights add",
+        "jobs submit", "jobs list", "jobs status", "jobs logs", "jobs stop", "jobs retry",
     } <= set(COMMANDS)  # fmt: skip
 
 
