@@ -12,23 +12,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 HOME = "README.md"  # of the repository; the site's index.md
 OUTSIDE = [HOME, "CONTRIBUTING.md", "CHANGELOG.md", "jobs/configs/*/README.md", "benchmarks/results/*.md"]
-COMING = {"cluster.md", "scale.md", "promoting.md", "serving.md"}  # in the navigation once they are there
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 SOURCE = re.compile(r'(<img [^>]*\bsrc=")([^":]+)')
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    config.nav = config.nav and _there(config.nav)
-    return config
-
-
-def _there(nav: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {title: _there(inner) if isinstance(inner, list) else inner}
-        for entry in nav
-        for title, inner in entry.items()
-        if isinstance(inner, list) or inner not in COMING or (ROOT / "docs" / inner).is_file()
-    ]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

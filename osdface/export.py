@@ -129,7 +129,9 @@ def _half(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]:
     from osdface.base import base_digest
 
     if config.base.path != "base":
-        raise UserError(f"{folder}: its base lies outside it, at {config.base.path}: only a bundle with its base is halved")
+        raise UserError(
+            f"{folder}: its base lies outside it, at {config.base.path}: only a bundle with its base is halved"
+        )
     for name in config.files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         copy = _halve if name.endswith(".safetensors") else shutil.copyfile

@@ -1,4 +1,4 @@
-"""What the bundle that ships makes of sixteen faces that no training saw: as good as it was, and better than what it got.
+"""What the bundle that ships makes of sixteen faces that no training saw: as good as it was, better than what it got.
 
 `python -m tests.test_shipped` notes its figures anew, where another bundle or another generator of faces means it.
 """

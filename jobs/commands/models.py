@@ -340,7 +340,10 @@ def export(
     model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or another model reference.")],
     format: Annotated[
         Format,
-        typer.Option(help="diffusers: base and LoRA; official: the published files; safetensors: merged weights; half: a bundle in float16."),
+        typer.Option(
+            help="diffusers: base and LoRA; official: the published files; safetensors: merged weights; half: a bundle in "
+            "float16."
+        ),
     ],
     out: options.Out,
 ) -> dict:

@@ -72,7 +72,10 @@ def synth(tmp_path, *words: str) -> list[str]:
         (["--set", "=3"], "--set =3: write it as key=value"),
         (["--set", "seed.x=3"], "--set seed.x=3: 'seed' holds a value"),
         (["--set", "seed=["], "--set seed=["),
-        (["--config", "huge"], "--config huge: neither a file nor a set that has synth.yaml; sets: paper, shipped, tiny"),
+        (
+            ["--config", "huge"],
+            "--config huge: neither a file nor a set that has synth.yaml; sets: paper, shipped, tiny",
+        ),
         (["--frob"], "No such option: --frob"),
     ],
 )
