@@ -341,8 +341,8 @@ def export(
     format: Annotated[
         Format,
         typer.Option(
-            help="diffusers: base and LoRA; official: the published files; safetensors: merged weights; half: a bundle in "
-            "float16."
+            help="diffusers: base and LoRA; official: the published files; safetensors: merged weights; half: a bundle "
+            "in float16."
         ),
     ],
     out: options.Out,
