@@ -1,6 +1,7 @@
 """The endpoint against direct batched calls of the same model in one process with the same cores; latency by load.
 
-Both sides decode, restore aligned faces and encode. Saturation: as many clients as two batches, each with one request
+Both sides decode, restore whole pictures (larger ones than the preset's faces, so that a step takes as long as a real
+model's on an accelerator) and encode. Saturation: as many clients as two batches, each with one request
 at a time. Latency: requests at a steady pace, some share of the saturated rate, whatever has been answered. Clients run
 on the same machine, which counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step
 takes 100 ms or more (aimed at 0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
@@ -36,7 +37,7 @@ from pipelines.serve.settings import BATCH, Settings
 RATIO, STEP = 0.9, 0.1
 REFUSED = (0.1, 0.5)  # seconds: median, 99th percentile
 LOADS = (0.25, 0.5, 0.75, 0.9, 2.0)
-QUERY = {"faces": "aligned", "identity": "false"}
+QUERY = {"faces": "whole", "identity": "false"}
 
 
 def bodies(folder: Path, size: int) -> list[bytes]:
@@ -57,7 +58,7 @@ def direct(folder: Path, pictures: list[bytes], seconds: float, threads: int) ->
 
     def pass_(data: list[bytes]) -> None:
         images = [read_image(one) for one in data]
-        for result in restorer(images, "aligned", output_type="array", identity=False):
+        for result in restorer(images, "whole", output_type="array", identity=False):
             Image.fromarray(result.image).save(io.BytesIO(), "PNG", **OPTIONS["png"])
 
     batch = pictures[:BATCH]
@@ -68,12 +69,9 @@ def direct(folder: Path, pictures: list[bytes], seconds: float, threads: int) ->
         done += len(batch)
     rate = done / (time.perf_counter() - start)
     alone = median(_timed(lambda: pass_(pictures[:1])) for _ in range(7))
-    crop = np.zeros((restorer.size, restorer.size, 3), np.uint8)
-    return {
-        "rate": rate,
-        "alone": alone,
-        "step": median(_timed(lambda: restorer.restore_crops([crop])) for _ in range(7)),
-    }
+    image = torch.zeros(1, 3, *read_image(pictures[0]).shape[:2])
+    step = median(_timed(lambda: restorer.restore(image)) for _ in range(7))
+    return {"rate": rate, "alone": alone, "step": step}
 
 
 def _timed(call: Any) -> float:
@@ -168,7 +166,8 @@ def _direct_apart(folder: Path, pictures: list[bytes], seconds: float, threads: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
-    parser.add_argument("--preset", default="small", help="tiny tries the program out")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides in turn, whose medians count")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on both sides")
@@ -185,10 +184,11 @@ def main() -> int:
         os.environ["OSDFACE_HOME"] = f"{name}/home"
         folder = make(shape, Path(name))
         bundle.verify(folder)
-        pictures = bodies(Path(name) / "faces", shape.size)
+        pictures = bodies(Path(name) / "faces", options.side)
         result = measure(folder, pictures, options.seconds, options.threads, options.rounds)
     machine = record.machine(["torch", "ray", "diffusers"])
-    result = {**machine, "preset": shape.name, "threads": options.threads, "seconds": options.seconds, **result}
+    asked = {"preset": shape.name, "side": options.side, "threads": options.threads, "seconds": options.seconds}
+    result = {**machine, **asked, **result}
     text = report(result)
     record.write("serve", result, text, options.out)
     print(text)
@@ -215,7 +215,7 @@ def report(result: dict[str, Any]) -> str:
         for share, load in result["loads"].items()
     ]
     sections = [
-        f"# The endpoint, {result['preset']}, {result['threads']} threads",
+        f"# The endpoint, {result['preset']}, {result['side']} px, {result['threads']} threads",
         f"{result['date']}; {result['cpu']}, {result['cores']} cores; Python {result['python']}, {versions}. "
         "Random weights, float32; clients on the same machine; medians of both sides in turn.",
         f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct "
