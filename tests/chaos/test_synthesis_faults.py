@@ -29,7 +29,7 @@ from tests.hostile import MAX_PIXELS, write_hostile
 pytestmark = pytest.mark.usefixtures("ray_session", "home")
 MEGABYTE = 2**20
 PICTURES = 12
-SETTINGS = {"size": 64, "variants": 2, "shard_rows": 4}
+SETTINGS = {"recipe": "dual_sequential", "size": 64, "variants": 2, "shard_rows": 4}
 Progress = Callable[[str, int, int, dict], None]
 
 
