@@ -40,11 +40,11 @@ class Jobs:
     def add(self, work: Callable[[], Awaitable[Response]], guest: Guest) -> Status:
         """Begin a job that ends with the answer that `work` makes, and holds its bytes as `guest` until it is dropped.
 
-        Raises Problem (503) where too many are kept.
+        Raises Problem (429) where too many are kept.
         """
         self._forget()
         if len(self.told) >= self.limits.jobs:
-            raise Problem(503, f"{self.limits.jobs} jobs are kept already; try again later", {"Retry-After": "30"})
+            raise Problem(429, f"{self.limits.jobs} jobs are kept already; try again later", {"Retry-After": "30"})
         id = uuid.uuid4().hex
         self.told[id] = Status(id=id, status="queued")
         self.guests[id] = guest

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 MEDIA = "application/problem+json"
 
@@ -28,6 +29,13 @@ class Problem(Exception):
         return JSONResponse(self.body(), self.status, self.headers, media_type=MEDIA)
 
 
+def _methods(request: Request) -> set[str]:
+    """What the path of a request may be asked with, by any of the application's routes."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    here = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return {method for route in here for method in route.methods or ()}
+
+
 def install(api: FastAPI) -> None:
     """Have an application answer with problem documents whatever goes wrong in it."""
 
@@ -36,8 +44,11 @@ def install(api: FastAPI) -> None:
         return error.response()
 
     @api.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, str(error.detail), error.headers).response()
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names the methods of the path's first route
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return Problem(error.status_code, str(error.detail), headers).response()
 
     @api.exception_handler(RequestValidationError)
     async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:

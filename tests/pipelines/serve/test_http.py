@@ -334,7 +334,7 @@ def test_a_job_is_begun_now_and_fetched_later(endpoint):
 
 def test_a_job_that_fails_says_why_and_there_are_only_so_many(endpoint):
     begun = [endpoint.post("/v1/jobs", content=b"no picture") for _ in range(LIMITS.jobs + 1)]
-    assert [answer.status_code for answer in begun] == [202] * LIMITS.jobs + [503]
+    assert [answer.status_code for answer in begun] == [202] * LIMITS.jobs + [429]
     assert begun[-1].headers["retry-after"]
     where = begun[0].headers["location"]
     deadline = time.monotonic() + 30
