@@ -9,7 +9,7 @@ LEFT_OUT := bitsandbytes torch torchvision triton cuda-bindings cuda-pathfinder 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo lint test test-full chaos gpu-check bench docs wheel-check lock clean
+.PHONY: help install demo lint test test-full chaos gpu-check bench quality docs wheel-check lock clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ bench: install  ## The benchmarks, to benchmarks/results: three quarters of an h
 	$(BIN)/python -m benchmarks.restore --rounds 1
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.serve
+
+quality: install  ## The bundle that ships from scratch, and its comparison with an L1 UNet: hours
+	$(BIN)/osdface run jobs/configs/shipped/weights.yaml
+	$(BIN)/python -m benchmarks.quality --model .osdface/shipped/model --data .osdface/shipped/pairs --test .osdface/shipped/held_out
 
 docs: install  ## The documentation as a site, to build/site; a broken link fails it
 	$(BIN)/mkdocs build --quiet

@@ -33,7 +33,8 @@ MEANS = {
     400: "Empty, or a form that cannot be read", 401: "No key, or a wrong one", 404: "There is none",
     406: "No format that `Accept` takes", 408: "The body took too long", 409: "It is not done yet",
     413: "Too many bytes or pixels", 415: "No picture, or an animated one", 422: "Damaged, or a bad parameter",
-    429: "The key asks too often, or too many jobs are kept", 503: "All replicas are busy", 504: "The picture took too long",
+    429: "The key asks too often, or too many jobs are kept", 503: "All replicas are busy",
+    504: "The picture took too long",
 }  # fmt: skip
 PICTURE_FAULTS = (400, 401, 406, 408, 413, 415, 422, 429, 503, 504)
 
