@@ -9,7 +9,9 @@ import pytest
 from importlinter import api
 
 from jobs import configs
+from jobs.chain import Chain
 from osdface.config import load, resolved
+from pipelines.serve.settings import Settings
 from pipelines.synthesize.config import SynthConfig
 from pipelines.train_base import BaseConfig
 from pipelines.train_osd import OSDConfig
@@ -63,13 +65,20 @@ GIVEN = {
     "synth": (SynthConfig, {"sources": [Path("faces")], "out": Path("pairs")}),
     "base": (BaseConfig, {"data": Path("pairs"), "out": Path("base")}),
     "vre": (VREConfig, {"data": Path("pairs"), "out": Path("vre")}),
+    "serve": (Settings, {}),
     "osd": (OSDConfig, {"data": Path("pairs"), "out": Path("model"), "base": Path("base"), "vre": Path("vre")}),
 }
+CHAINS = ("demo", "weights")
 SETS = [
     (path.parent.relative_to(configs.FOLDER).as_posix(), path.stem)
     for path in sorted(configs.FOLDER.rglob("*.yaml"))
-    if path.stem != "demo"  # a chain, which test_demo.py reads
+    if path.stem not in CHAINS
 ]
+
+
+@pytest.mark.parametrize("path", [path for name in CHAINS for path in configs.FOLDER.rglob(f"{name}.yaml")], ids=str)
+def test_a_chain_parses(path):
+    assert load(Chain, path).steps
 
 
 @pytest.mark.parametrize(("folder", "kind"), SETS)

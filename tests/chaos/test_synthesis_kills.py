@@ -65,6 +65,7 @@ def words(sources: Path, out: Path, *more: str, **settings) -> list[str]:
     """The command that makes what `config` describes."""
     options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     place = ["data", "synth", str(sources), "--out", str(out), "--split", "0.1,0.2", "--no-track"]
+    place += ["--recipe", "dual_sequential"]  # the default of `config`
     return [sys.executable, "-m", "jobs.cli", *place, *options, *more]
 
 

@@ -359,5 +359,7 @@ def test_references(folder, monkeypatch):
     assert bundle.resolve(folder) == bundle.resolve(str(folder)) == folder
     assert bundle.resolve("shelf:best") == folder
     assert Restorer.load("shelf:best").path == folder
-    with pytest.raises(UserError, match="model 'shelf:none' not found: give a bundle folder, models:/NAME/VERSION"):
+    with pytest.raises(
+        UserError, match="model 'shelf:none' not found: give a bundle folder, tiny, models:/NAME/VERSION"
+    ):
         bundle.resolve("shelf:none")

@@ -251,7 +251,7 @@ from osdface import bundle
 bundle.verify(bundle.resolve(sys.argv[1]))
 print("mlflow" in sys.modules)
 bundle.resolve("models:/osdface@champion")
-import pipelines.serve.app, pipelines.serve.build, pipelines.serve.control
+import pipelines.serve.application, pipelines.serve.ingress, pipelines.serve.control
 print("mlflow" in sys.modules, {"torch", "diffusers", "peft"} & set(sys.modules))
 """
     command = [sys.executable, "-c", script, str(bundle_folder)]

@@ -156,7 +156,7 @@ def test_what_cannot_be_served_is_said_before_anything_starts(mlflow_home, with_
     for ref, words in (
         (CHAMPION, "no version of 'osdface' has the alias 'champion'"),
         (str(tmp_path), "not a model bundle"),
-        (str(tmp_path / "nowhere"), "not found: give a bundle folder, models:/NAME/VERSION"),
+        (str(tmp_path / "nowhere"), "not found: give a bundle folder, tiny, models:/NAME/VERSION"),
     ):
         with pytest.raises(UserError, match=words):
             follow.first(ref)
