@@ -167,7 +167,7 @@ def _direct_apart(folder: Path, pictures: list[bytes], seconds: float, threads: 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="of the pictures, in pixels")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides in turn, whose medians count")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on both sides")
