@@ -113,8 +113,8 @@ class BaseStage:
     def _standardise(self) -> None:
         """Give every latent channel mean 0 and deviation 1, over some training pictures, and change no picture.
 
-        A VAE of a short training keeps its details in channels a twentieth as strong as the others; one scaling factor
-        for all, as SD has it, would leave them below what the UNet gets wrong. It goes into the 1x1 convolutions around
+        A VAE of a short training keeps its details in channels a thirtieth as strong as the others; one scaling factor
+        for all, as SD has it, may leave them below what the UNet gets wrong. It goes into the 1x1 convolutions around
         the latent, so that the factor is 1.
         """
         data, vae = PairDataset(self.config.folder, "train"), self.base.vae
