@@ -113,11 +113,9 @@ def mlflow_home(home, empty_database) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A loopback port that nothing listens on."""
-    import socket
+    from tests.heads import free
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free()
 
 
 @pytest.fixture

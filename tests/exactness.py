@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 
 from osdface import presets
 from osdface.base import new_base, save_base
+from osdface.quantizer import VectorQuantizer
 from pipelines.train_osd import OSDConfig, OSDStage
 from pipelines.train_vre import VREConfig, VREStage
 from pipelines.training import Step, engines
@@ -101,12 +102,22 @@ def make(cell: Cell, folder: Path, device: torch.device) -> tuple:
         config = OSDConfig.model_validate(shared | more | both)
         stage = OSDStage(config, device, {})
     else:
-        how = how | {"lr": 0.02}  # at 0.1 rounding, of 1e-7, makes a position take another code
+        how = how | {"lr": 0.02}
         durations = {name: {"steps": STEPS} for name in ("hq", "lq", "association")}
         losses = {"perceptual": 0, "adversarial_start": 1}
         config = VREConfig.model_validate(shared | durations | {"optimizer": how, "losses": losses})
         stage = VREStage(config, device, {})
+        _spread(stage)
     return config, stage, list(stage.phases())[PHASES[cell.phase]]
+
+
+def _spread(stage: VREStage) -> None:
+    """Codes that lie far apart: among fresh ones, all near zero, rounding may decide which is the nearest."""
+    source = torch.Generator().manual_seed(0)
+    for module in stage.autoencoders.modules():
+        if isinstance(module, VectorQuantizer):
+            weight = module.embedding.weight.data
+            weight.copy_(torch.randn(weight.shape, generator=source))
 
 
 def trained(kind, cell: Cell, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:

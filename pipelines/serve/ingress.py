@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import httpx
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -27,19 +28,32 @@ api.add_middleware(Outside)
 problems.install(api)
 api.mount("/page", Page())
 
-Faces = Annotated[FaceMode, Query(description="Every face, the one aligned face it is, or the whole picture at once.")]
-Strength = Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="The part of the change that is made.")]
-Kind = Annotated[Format | None, Query(description="Of the answer; absent: what `Accept` prefers, else png.")]
-Compare = Annotated[bool, Query(description="The picture as sent on the left of the restored one.")]
-Identity = Annotated[bool, Query(description="Compare each face with what it was: 0.1 s a face on a CPU.")]
-Only = Annotated[
-    str | None,
-    Query(
+
+class Wanted(BaseModel):
+    """The query of a request for pictures."""
+
+    faces: FaceMode = Field("auto", description="Every face, the one aligned face it is, or the whole picture at once.")
+    strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False, description="The part of the change that is made.")
+    compare: bool = Field(False, description="The picture as sent on the left of the restored one.")
+    identity: bool = Field(True, description="Compare each face with what it was: 0.1 s a face on a CPU.")
+
+
+class OfOne(Wanted):
+    """Of one picture."""
+
+    format: Format | None = Field(None, description="Of the answer; absent: what `Accept` prefers, else png.")
+    only: str | None = Field(
+        None,
         pattern=r"^\d{1,4}(,\d{1,4})*$",
         description="Faces to restore, by their place in X-Face-Boxes.",
         examples=["0,2"],
-    ),
-]
+    )
+
+
+class OfSeveral(Wanted):
+    """Of several."""
+
+    format: Format = Field("png", description="Of the pictures.")
 
 
 class Told(Model):
@@ -56,19 +70,13 @@ class Ready(Strict):
     notice: str = ""
 
 
-def _task(
-    request: Request,
-    faces: FaceMode,
-    strength: float,
-    format: Format | None,
-    compare: bool,
-    identity: bool,
-    only: str | None,
-) -> Task:
+def _task(request: Request, wanted: OfOne | OfSeveral) -> Task:
     """What is wanted of a picture that is still to come. Raises Problem (406)."""
-    chosen = negotiation.chosen(format, request.headers.get("accept", ""))
+    chosen = negotiation.chosen(wanted.format, request.headers.get("accept", ""))
+    only = wanted.only if isinstance(wanted, OfOne) else None
     numbers = tuple(map(int, only.split(","))) if only else None
-    return Task(b"", faces, chosen, strength, compare, identity and faces != "whole", numbers)
+    identity = wanted.identity and wanted.faces != "whole"
+    return Task(b"", wanted.faces, chosen, wanted.strength, wanted.compare, identity, numbers)
 
 
 def _lineage(model: Model) -> dict[str, str]:
@@ -127,43 +135,26 @@ class Ingress:
         responses=openapi.picture(*openapi.PICTURE_FAULTS),
         openapi_extra=openapi.body(openapi.FORM),
     )
-    async def restore(
-        self,
-        request: Request,
-        faces: Faces = "auto",
-        strength: Strength = 1.0,
-        format: Kind = None,
-        compare: Compare = False,
-        identity: Identity = True,
-        only: Only = None,
-    ) -> Response:
+    async def restore(self, request: Request, wanted: Annotated[OfOne, Query()]) -> Response:
         """Restore a picture: the body is one, or a multipart form with one in `image`."""
         self.door.admit(request)
-        wanted = _task(request, faces, strength, format, compare, identity, only)
+        task = _task(request, wanted)
         with self.room.guest() as guest:
-            return await self._answer(wanted._replace(data=await bodies.one(request, self.limits, guest)))
+            return await self._answer(task._replace(data=await bodies.one(request, self.limits, guest)))
 
     @api.post(
         "/v1/restore:batch",
         responses=openapi.problems(*openapi.PICTURE_FAULTS),
         openapi_extra=openapi.body(openapi.FORMS, raw=False),
     )
-    async def batch(
-        self,
-        request: Request,
-        faces: Faces = "auto",
-        strength: Strength = 1.0,
-        format: Annotated[Format, Query(description="Of the pictures.")] = "png",
-        compare: Compare = False,
-        identity: Identity = True,
-    ) -> JSONResponse:
+    async def batch(self, request: Request, wanted: Annotated[OfSeveral, Query()]) -> JSONResponse:
         """Restore the pictures of a multipart form. Each has a status, and its bytes in base64 or a problem."""
         self.door.admit(request)
-        wanted = _task(request, faces, strength, format, compare, identity, None)
+        task = _task(request, wanted)
         with self.room.guest() as guest:
             pictures = await bodies.several(request, self.limits, guest)
             self.door.admit(request, len(pictures) - 1)
-            answers = await asyncio.gather(*(self._item(wanted._replace(data=data)) for data in pictures))
+            answers = await asyncio.gather(*(self._item(task._replace(data=data)) for data in pictures))
         return JSONResponse({"pictures": answers})
 
     @api.post(
@@ -172,23 +163,13 @@ class Ingress:
         responses=openapi.problems(*openapi.PICTURE_FAULTS),
         openapi_extra=openapi.body(openapi.FORM),
     )
-    async def begin(
-        self,
-        request: Request,
-        response: Response,
-        faces: Faces = "auto",
-        strength: Strength = 1.0,
-        format: Kind = None,
-        compare: Compare = False,
-        identity: Identity = True,
-        only: Only = None,
-    ) -> Status:
+    async def begin(self, request: Request, response: Response, wanted: Annotated[OfOne, Query()]) -> Status:
         """Restore a picture while nobody waits: `GET /v1/jobs/ID` tells how far it is, `.../result` gives it."""
         self.door.admit(request)
-        wanted = _task(request, faces, strength, format, compare, identity, only)
+        task = _task(request, wanted)
         guest = bodies.Guest(self.room)
         try:
-            task = wanted._replace(data=await bodies.one(request, self.limits, guest))
+            task = task._replace(data=await bodies.one(request, self.limits, guest))
             status = self.jobs.add(lambda: self._answer(task), guest)
         except BaseException:
             guest.leave()

@@ -6,16 +6,12 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import yaml
@@ -29,6 +25,7 @@ from jobs.submission import contexts, packing, parsing, spec
 from osdface.errors import UsageError, UserError
 from pipelines.synthesize.config import SynthConfig
 from pipelines.training.config import TrainConfig
+from tests.heads import ray_head, wait
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "a-token-that-is-long-enough-for-ray"
@@ -281,51 +278,14 @@ def test_names_of_retries():
 # On a cluster
 
 
-def _free() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A head with a dashboard and a token, in processes of its own; its address."""
-    port = _free()
-    temporary = Path("/tmp") / f"rj{os.getpid()}"  # short: Ray's sockets are under it
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_TMPDIR": str(temporary), "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
-        "OSDFACE_HOME": str(tmp_path_factory.mktemp("home")),
+    """A head that asks for a token; its address."""
+    environment = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OSDFACE_HOME": str(tmp_path_factory.mktemp("home")),
     }  # fmt: skip
-    temporary.mkdir(exist_ok=True)
-    words = [
-        Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={_free()}", "--num-cpus=2",
-        "--include-dashboard=true", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={_free()}",
-        f"--dashboard-agent-grpc-port={_free()}", f"--ray-client-server-port={_free()}",
-        f"--temp-dir={temporary}", "--disable-usage-stats",
-    ]  # fmt: skip
-    with (temporary / "start.log").open("wb") as log:
-        head = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-    try:
-        _wait(lambda: "Ray runtime started" in (temporary / "start.log").read_text() or head.poll() is not None, 300)
-        assert head.poll() is None, (temporary / "start.log").read_text()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(30)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _wait(until, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
+    with ray_head(environment) as head:
+        yield head.dashboard
 
 
 @pytest.fixture
@@ -376,7 +336,7 @@ def test_a_failure_has_the_jobs_exit_code_and_is_tried_again(lab, folder, capfd)
 @pytest.mark.full
 def test_an_interrupt_leaves_a_job_running_until_it_is_stopped(lab, capfd):
     def interrupt() -> None:
-        _wait(lambda: "faces" in capfd.readouterr().out, 120)
+        wait(lambda: "faces" in capfd.readouterr().out, 120)
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Thread(target=interrupt)
