@@ -1,6 +1,6 @@
 """The endpoint against direct batched calls of the same model in one process with the same cores; latency by load.
 
-Both sides decode, restore whole pictures (larger ones than the preset's faces, so that a step takes as long as a real
+Both sides decode, restore whole pictures (by a UNet wider than the preset's, so that a step takes as long as a real
 model's on an accelerator) and encode. Saturation: as many clients as two batches, each with one request
 at a time. Latency: requests at a steady pace, some share of the saturated rate, whatever has been answered. Clients run
 on the same machine, which counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step
@@ -38,6 +38,12 @@ RATIO, STEP = 0.9, 0.1
 REFUSED = (0.1, 0.5)  # seconds: median, 99th percentile
 LOADS = (0.25, 0.5, 0.75, 0.9, 2.0)
 QUERY = {"faces": "whole", "identity": "false"}
+
+
+def wider(shape: presets.Preset, times: int) -> presets.Preset:
+    """The preset with a UNet of so many times its channels."""
+    channels = [times * width for width in shape.unet["block_out_channels"]]
+    return shape.model_copy(update={"unet": shape.unet | {"block_out_channels": channels}})
 
 
 def bodies(folder: Path, size: int) -> list[bytes]:
@@ -167,7 +173,8 @@ def _direct_apart(folder: Path, pictures: list[bytes], seconds: float, threads: 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--side", type=int, default=1024, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
+    parser.add_argument("--wider", type=int, default=4, help="how much wider the UNet is than the preset's")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides in turn, whose medians count")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on both sides")
@@ -179,7 +186,7 @@ def main() -> int:
         data = [path.read_bytes() for path in sorted(Path(pictures).iterdir())]
         print(json.dumps(direct(Path(folder), data, float(seconds), int(threads))))
         return 0
-    shape = presets.preset(options.preset)
+    shape = wider(presets.preset(options.preset), options.wider)
     with tempfile.TemporaryDirectory() as name:
         os.environ["OSDFACE_HOME"] = f"{name}/home"
         folder = make(shape, Path(name))
@@ -187,7 +194,13 @@ def main() -> int:
         pictures = bodies(Path(name) / "faces", options.side)
         result = measure(folder, pictures, options.seconds, options.threads, options.rounds)
     machine = record.machine(["torch", "ray", "diffusers"])
-    asked = {"preset": shape.name, "side": options.side, "threads": options.threads, "seconds": options.seconds}
+    asked = {
+        "preset": shape.name,
+        "wider": options.wider,
+        "side": options.side,
+        "threads": options.threads,
+        "seconds": options.seconds,
+    }
     result = {**machine, **asked, **result}
     text = report(result)
     record.write("serve", result, text, options.out)
@@ -215,7 +228,8 @@ def report(result: dict[str, Any]) -> str:
         for share, load in result["loads"].items()
     ]
     sections = [
-        f"# The endpoint, {result['preset']}, {result['side']} px, {result['threads']} threads",
+        f"# The endpoint, {result['preset']} with a UNet {result['wider']} times as wide, {result['side']} px, "
+        f"{result['threads']} threads",
         f"{result['date']}; {result['cpu']}, {result['cores']} cores; Python {result['python']}, {versions}. "
         "Random weights, float32; clients on the same machine; medians of both sides in turn.",
         f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct "

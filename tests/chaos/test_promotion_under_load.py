@@ -19,7 +19,10 @@ from tests.serving import LIMITS, Load, encoded, kill_replicas, picture
 
 pytestmark = pytest.mark.chaos
 PROMOTIONS = 20
-KILLS = (3.0, 10.0)  # seconds between two
+KILLS = (
+    10.0,
+    40.0,
+)  # seconds between two: loading a version takes about ten here, and one that is killed is begun anew
 
 
 @pytest.fixture
