@@ -27,7 +27,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """The page at `url`. Asserts that it asks nobody else, violates no policy and ends in no error of a script."""
     view = {"width": 1200, "height": 900}
     context = browser.new_context(base_url=url, **{"viewport": view, "reduced_motion": "reduce", **options})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)  # a machine may do much else
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(f"script: {error}"))
     page.on("request", lambda request: request.url.startswith((url, f"blob:{url}")) or faults.append(request.url))
