@@ -30,10 +30,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before.keys() != now.keys():
         return "it was done by another version of this program"
     phrases = [_lines(before[kind], now[kind]) for kind in ("run", "after")]
-    for line, found in _of_lines(before["configs"], now["configs"]):
-        phrases.append(f"configuration of {line} changed: {_few([f'{n} {old} -> {new}' for n, old, new in found])}")
-    for line, found in _of_lines(before["code"], now["code"]):
-        phrases.append(f"code of {line} changed: {_few([name for name, _, _ in found])}")
+    for command, found in _of_commands(before["configs"], now["configs"]):
+        phrases.append(f"configuration of {command} changed: {_few([f'{n} {old} -> {new}' for n, old, new in found])}")
+    for command, found in _of_commands(before["code"], now["code"]):
+        phrases.append(f"code of {command} changed: {_few([name for name, _, _ in found])}")
     phrases += [f"input {name} changed" for name, _, _ in _differing(before["inputs"], now["inputs"])]
     phrases += [f"needs step {name}, which reran" for name, _, _ in _differing(before["needs"], now["needs"])]
     return "; ".join(filter(None, phrases))
@@ -46,8 +46,8 @@ def _lines(before: list[str], now: list[str]) -> str:
     return f"its commands changed: {_few(gone) or 'none'} -> {_few(new) or 'none'}"
 
 
-def _of_lines(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, Any, Any]]]]:
-    """The command, and what differs, of each line that is in both."""
+def _of_commands(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, Any, Any]]]]:
+    """The command, and what differs, of each line or command that is in both."""
     for line in now:
         if line in before and (found := list(_differing(before[line], now[line]))):
             yield f"`{' '.join(line.split()[:2])}`", found

@@ -54,7 +54,8 @@ class Chain(Strict):
             if step.name in known or step.name in GIVEN:
                 raise ValueError(f"two things are named '{step.name}'; rename the step")
             for line in (*step.run, *step.after):
-                shlex.split(line)
+                if not shlex.split(line):
+                    raise ValueError(f"step '{step.name}': an empty command line")
             if unknown := set(step.all_needs()) - known:
                 raise ValueError(f"step '{step.name}' needs '{min(unknown)}', which is no earlier step")
             known.add(step.name)

@@ -17,9 +17,6 @@ from jobs.chain.state import Receipt, State, content, exists
 from osdface.config import digest, home
 from osdface.errors import UsageError, UserError
 
-# What keeps a command from going on with what it made elsewhere of the same configuration, were it by other code.
-ANEW = {"train": ["--resume", "never"]}
-
 Invoke = Callable[[list[str]], dict[str, Any]]
 
 
@@ -176,7 +173,7 @@ class Runner:
             "run": step.run,
             "after": step.after,
             "configs": {line: basis.settings(filled) for line, filled in words.items()},
-            "code": {line: code.of(words[line]) for line in step.run},
+            "code": {_command(words[line]): code.of(words[line]) for line in step.run},
             "inputs": {place: content(self._fill(place)) for place in step.inputs},
             "needs": {name: self.digests[name] for name in step.all_needs()},
         }
@@ -215,16 +212,20 @@ class Runner:
             self._remove(step)
         receipt = Receipt(key=judged.key, basis=judged.basis, anew=self._anew(step, judged))
         result = self._run_lines(step, receipt)
-        done = {"done": True, "result": result, "seconds": time.monotonic() - start, "anew": []}
+        done = {"done": True, "result": result, "seconds": time.monotonic() - start, "anew": {}}
         return self.state.keep(step.name, receipt.model_copy(update=done))
 
-    def _anew(self, step: ChainStep, judged: Judged) -> list[str]:
-        """The lines that are not to go on with what they left elsewhere, since other code left it, or by wish."""
-        before = judged.before
-        if before and before.key == judged.key and not self.selection.force:
-            return before.anew
-        other = before is not None and before.basis.get("code") != judged.basis["code"]
-        return step.run if other or self.selection.force else []
+    def _anew(self, step: ChainStep, judged: Judged) -> dict[str, str]:
+        """The trainings that are not to go on with a run of theirs, since other code began it, or by wish."""
+        before, now = judged.before, judged.basis["code"]
+        trainings = {line: _command(words) for line in step.run if (words := self._words(line))[0] == "train"}
+        if self.selection.force or (before and not before.basis):
+            return dict.fromkeys(trainings, "")
+        if before is None:
+            return {}
+        known = now | before.basis["code"]  # a command that is new to the step has left nothing
+        kept = {line: run for line, run in before.anew.items() if line in trainings}
+        return kept | {line: "" for line, command in trainings.items() if known[command] != now[command]}
 
     def _run_lines(self, step: ChainStep, receipt: Receipt) -> dict[str, Any]:
         self.state.keep(step.name, receipt)
@@ -232,23 +233,30 @@ class Runner:
         try:
             for line in step.run:
                 words = self._words(line)
-                if line in receipt.anew and words[0] in ANEW and "--resume" not in words:
-                    words += ANEW[words[0]]
-                    left = [other for other in receipt.anew if other != line]
-                    receipt = self.state.keep(step.name, receipt.model_copy(update={"anew": left}))
-                result |= self._command(step, words)
+                if line in receipt.anew and not any(word.startswith("--resume") for word in words):
+                    found = self._run_to_resume(words)
+                    anew = receipt.anew | {line: receipt.anew[line] or found}
+                    receipt = self.state.keep(step.name, receipt.model_copy(update={"anew": anew}))
+                    words += ["--resume", "never"] if found == anew[line] else []  # else it had begun, and was stopped
+                result |= self._run_line(step, words)
         finally:
             failed = self._after(step)
         if failed:
             raise failed
         return result
 
+    def _run_to_resume(self, words: list[str]) -> str:
+        """The run that a training would go on with, as its dry run says."""
+        with console.out.capture():
+            found = self.invoke([*words, "--dry-run"])
+        return found["run"] if found["resumes"] else "none"
+
     def _after(self, step: ChainStep) -> Exception | None:
         """Run all `after` lines, each whatever came of the others; returns the first failure."""
         failures = []
         for line in step.after:
             try:
-                self._command(step, self._words(line))
+                self._run_line(step, self._words(line))
             except Exception as error:
                 console.say(f"-- {escape(str(error))}")
                 failures.append(error)
@@ -259,7 +267,7 @@ class Runner:
         if removed:
             console.say(f"-- {step.name}: what it made before is removed: {escape(', '.join(removed))}")
 
-    def _command(self, step: ChainStep, words: list[str]) -> dict[str, Any]:
+    def _run_line(self, step: ChainStep, words: list[str]) -> dict[str, Any]:
         self.state.check()
         console.say(f"\n[bold]$ osdface {escape(shlex.join(words))}[/]")
         try:
@@ -276,6 +284,10 @@ class Runner:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             known = "; ".join(f"{name}: {', '.join(v)}" for name, v in self.values.items() if name not in GIVEN)
             raise UsageError(f"'{text}': no result {error}; there are {known or 'none yet'}") from None
+
+
+def _command(words: list[str]) -> str:
+    return " ".join(words[:2])
 
 
 def _done(receipt: Receipt) -> str:

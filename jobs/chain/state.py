@@ -19,7 +19,7 @@ RUN = "run.json"  # the chain's own MLflow run, while it has not come to its end
 class Receipt(Strict):
     """What is kept of a step. result, seconds: once it is done. basis: what `key` is the digest of.
 
-    anew: command lines that are still to begin anew, whatever they find of their own elsewhere.
+    anew: command lines that are to begin anew, and the run of each that it is not to go on with, once it is known.
     """
 
     key: str
@@ -27,7 +27,7 @@ class Receipt(Strict):
     result: dict[str, Any] = {}
     seconds: float = 0
     basis: dict[str, Any] = {}
-    anew: list[str] = []
+    anew: dict[str, str] = {}
 
 
 class State:

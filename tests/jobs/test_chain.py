@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from jobs import console
 from jobs.chain import Chain, Planned, Runner, Selection, code
 from jobs.cli import app
+from jobs.submission import parsing
 from osdface.config import load, parse
 from osdface.errors import UsageError, UserError
 from pipelines import lease, tracking
@@ -26,18 +27,29 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Machine:
-    """Commands that write the file they are told to. `fail`: what a command, by its words, raises instead."""
+    """Commands that write the file they are told to. `fail`: what a command, by its words, raises instead.
+
+    A training goes on with the last of its `runs`, or begins another; `fail_later`: what it raises after that.
+    """
 
     def __init__(self):
         self.ran: list[str] = []
         self.fail: dict[str, BaseException] = {}
+        self.runs: list[str] = []
+        self.fail_later: BaseException | None = None
 
     def __call__(self, words: list[str]) -> dict:
+        if words[-1] == "--dry-run":
+            return {"run": f"vre-{len(self.runs)}", "resumes": bool(self.runs)}
         line = shlex.join(words)
         self.ran.append(words[0])
         for part, error in self.fail.items():
             if part in line:
                 raise error
+        if words[0] == "train":
+            self.runs += ["begun"] if "never" in words or not self.runs else []
+            if self.fail_later:
+                raise self.fail_later
         if "--out" in words:
             with fsspec.open(words[words.index("--out") + 1], "w") as file:
                 file.write(line)
@@ -293,6 +305,7 @@ def test_two_runs_of_a_chain_do_not_meet(machine, home):
         ("{work: w, steps: [{name: a, run: ['x {a[digest]}']}]}", "step 'a' needs 'a', which is no earlier step"),
         ("{work: w, steps: [{name: a, run: []}, {name: a, run: []}]}", "two things are named 'a'"),
         ("{work: w, steps: [{name: home, run: []}]}", "two things are named 'home'"),
+        ("{work: w, steps: [{name: a, run: ['']}]}", "step 'a': an empty command line"),
         ("{work: w, steps: [{name: ../a, run: []}]}", "step '../a': a name is a letter, then letters, digits, - and _"),
         ("{work: w, steps: [{name: a, run: ['x {oops']}]}", "expected '}'"),
         ('{work: w, steps: [{name: a, run: ["x \'oops"]}]}', "No closing quotation"),
@@ -399,51 +412,76 @@ def test_a_receipt_of_another_version_reruns_its_step(machine, home):
 # Code
 
 
-def test_changed_code_reruns_its_step_and_a_training_begins_anew(machine, home, sources):
-    """Else it would go on with the run of its configuration, which the other code has finished."""
-    sources["train"] = {"pipelines/train_vre.py": "a", "osdface/vre.py": "a"}
-    data = three(model={"run": ["train vre --out {work}/model", "check"]})
-    run(machine, data)
-    made = (home / "w" / "model").read_text()
-    sources["train"] = {"pipelines/train_vre.py": "b", "osdface/vre.py": "a"}
-    machine.take()
-    assert plan(data)["model"].why == "code of `train vre` changed: pipelines/train_vre.py"
-    machine.fail["train"] = UserError("stopped before it noted its run")
-    with pytest.raises(UserError):
-        run(machine, three(model={"run": ["first", *data["steps"][-1]["run"]]}))
-    assert not (home / "w" / "model").exists()
-    machine.fail.clear()
-    machine.take()
-    run(machine, data)
-    assert machine.take() == ["train", "check"]
-    assert (home / "w" / "model").read_text() == f"{made} --resume never"
+class TestChangedCode:
+    """A training begins anew: else it would go on with the run of its configuration, which the other code finished."""
 
+    LINE = "train vre --out {work}/model"
 
-def test_an_anew_training_that_was_killed_is_gone_on_with(machine, home, sources):
-    data = three(model={"run": ["other train", "train vre --out {work}/model", "check"]})
-    run(machine, data)
-    sources["train"] = {"osdface/vre.py": "b"}
-    seen: list[list[str]] = []
+    @pytest.fixture
+    def changed(self, machine, home, sources) -> dict:
+        """A chain that was done before the code of its training changed."""
+        sources["train"] = {"pipelines/train_vre.py": "a", "osdface/vre.py": "a"}
+        data = three(model={"run": [self.LINE, "check"]})
+        run(machine, data)
+        assert machine.runs == ["begun"]
+        sources["train"] = {"pipelines/train_vre.py": "b", "osdface/vre.py": "a"}
+        machine.take()
+        return data
 
-    def killed(at: str):
-        def invoke(words: list[str]) -> dict:
-            seen.append(words)
-            if words[0] == at:
-                raise KeyboardInterrupt
-            return {}
+    def test_is_told_and_reruns_its_step(self, machine, changed, capsys):
+        assert plan(changed)["model"].why == "code of `train vre` changed: pipelines/train_vre.py"
+        run(machine, changed)
+        assert machine.take() == ["train", "check"]
+        assert len(machine.runs) == 2
+        run(machine, changed)
+        assert machine.take() == []
 
-        return invoke
+    @pytest.mark.parametrize("more", [[], ["first"]])
+    def test_also_if_it_was_refused_before_it_began(self, machine, home, changed, more):
+        """And whatever else of the step has changed by then."""
+        machine.fail["train"] = UserError("no GPUs")
+        with pytest.raises(UserError, match="no GPUs"):
+            run(machine, changed)
+        assert not (home / "w" / "model").exists()
+        machine.fail.clear()
+        run(machine, three(model={"run": [*more, *changed["steps"][-1]["run"]]}))
+        assert len(machine.runs) == 2
 
-    for at, last in (("other", ["other", "train"]), ("train", ["--resume", "never"]), ("check", ["check"])):
+    def test_is_gone_on_with_once_it_has_begun(self, machine, changed):
+        machine.fail_later = KeyboardInterrupt()
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                run(machine, changed)
+        machine.fail_later = None
+        run(machine, changed)
+        assert len(machine.runs) == 2
+
+    def test_changes_again_before_the_end(self, machine, changed, sources):
+        machine.fail_later = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt):
-            Runner(parse(Chain, data, "c"), killed(at)).run()
-        assert seen[-1][-len(last) :] == last
-    assert seen[-2][0] == "train"
-    assert "--resume" not in seen[-2], "it had begun anew before"
+            run(machine, changed)
+        machine.fail_later = None
+        sources["train"] = {"pipelines/train_vre.py": "c", "osdface/vre.py": "a"}
+        run(machine, changed)
+        assert len(machine.runs) == 3
+
+    def test_of_another_command_leaves_a_training_its_run(self, machine, home, changed, sources):
+        run(machine, changed)
+        sources["check"] = {"pipelines/check.py": "b"}
+        run(machine, three(model={"run": [self.LINE, "check", "verify"]}))
+        assert machine.take()[-3:] == ["train", "check", "verify"]
+        assert len(machine.runs) == 2
+
+    def test_before_receipts_knew_of_code(self, machine, home, changed):
+        path = home / "w" / "steps" / "model.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "old", "basis": {}}))
+        run(machine, changed)
+        assert len(machine.runs) == 2
 
 
-def test_a_line_that_says_how_to_resume_keeps_it(machine, home, sources):
-    data = three(model={"run": ["train vre --resume vre-1 --out {work}/model"]})
+@pytest.mark.parametrize("said", ["--resume vre-1", "--resume=vre-1"])
+def test_a_line_that_says_how_to_resume_keeps_it(machine, home, sources, said):
+    data = three(model={"run": [f"train vre {said} --out {{work}}/model"]})
     run(machine, data)
     made = (home / "w" / "model").read_text()
     run(machine, data, force=True)
@@ -660,6 +698,22 @@ def test_a_plan_on_the_command_line(home, tmp_path, capfd):
     assert planned[0] == {"step": "faces", "outcome": "run", "why": "not done yet"}
     assert "not done yet" in err
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "joins"),
+    [
+        ("data synth faces --out pairs", True),
+        ("train vre --out vre", True),
+        ("evaluate --model tiny --data pairs --out e", True),
+        ("train vre --out vre --address 10.0.0.1:6379", False),
+        ("restore a.png --url http://127.0.0.1:8000 --out b.png", False),
+        ("faces make faces --count 2", False),
+    ],
+)
+def test_a_cluster_is_joined_by_the_steps_that_can(line, joins):
+    words = shlex.split(line)
+    assert parsing.joining(words, "auto") == ([*words, "--address", "auto"] if joins else words)
 
 
 # Elsewhere than on a disk: memory here, S3 in tests/pipelines/test_chain_s3.py
