@@ -30,6 +30,9 @@ from mlflow.entities import (
     RunStatus,
     RunTag,
 )
+from mlflow.environment_variables import MLFLOW_RUN_CONTEXT
+from mlflow.tracking.context.system_environment_context import SystemEnvironmentContext
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from osdface.config import home
@@ -346,7 +349,7 @@ def run(
     stage: str,
     name: str,
     config: dict[str, Any],
-    manifest: "Manifest | Named",
+    manifest: "Manifest | Named | None",
     data: Reference,
     parents: dict[str, str],
     resume: str | None = None,
@@ -355,6 +358,7 @@ def run(
 
     It ends FINISHED, KILLED by an interrupt or SIGTERM under Ray, or FAILED by any other exception. Raises UserError
     where the server does not take it: nothing has been trained yet, and a model without its run has no lineage.
+    manifest: None for a run that is about no pictures.
     """
     address = uri()
     made = client(address)
@@ -364,9 +368,11 @@ def run(
         try:
             run_id = resume if resume and exists(made, resume) else _create(made, stage, name, address)
             made.update_run(run_id, status="RUNNING")
+            if tags := surroundings():  # also where it is gone on with, which a run may be by another parent
+                made.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             if run_id != resume:
-                named = manifest if isinstance(manifest, Named) else Named.of(manifest, Store(data).uri)
-                _describe(made, run_id, config, named, parents, "evaluation" if stage == "evaluate" else "training")
+                about = manifest if isinstance(manifest, Named | None) else Named.of(manifest, Store(data).uri)
+                _describe(made, run_id, config, about, parents, "evaluation" if stage == "evaluate" else "training")
         except (MlflowException, OSError) as error:
             raise UserError(f"MLflow at {address}: cannot begin the run {name} ({reason(error)})") from None
         begun = Run(run_id, address)
@@ -378,6 +384,31 @@ def run(
     finally:
         if begun:
             begun.end(status)
+
+
+def surroundings() -> dict[str, str]:
+    """The tags that $MLFLOW_RUN_CONTEXT has for every run begun in it, as MLflow's `start_run` takes them.
+
+    Raises UserError where they are no JSON.
+    """
+    context = SystemEnvironmentContext()
+    try:
+        return dict(context.tags()) if context.in_context() else {}
+    except (ValueError, TypeError):
+        raise UserError(f"{MLFLOW_RUN_CONTEXT.name}: no JSON object of tags; unset it, or mend it") from None
+
+
+@contextlib.contextmanager
+def parent(run: Run) -> Iterator[None]:
+    """Make runs that begin in the block `run`'s children, also those of programs that the block starts."""
+    before = os.environ.get(MLFLOW_RUN_CONTEXT.name)
+    os.environ[MLFLOW_RUN_CONTEXT.name] = json.dumps(surroundings() | {MLFLOW_PARENT_RUN_ID: run.id})
+    try:
+        yield
+    finally:
+        os.environ.pop(MLFLOW_RUN_CONTEXT.name)
+        if before is not None:
+            os.environ[MLFLOW_RUN_CONTEXT.name] = before
 
 
 def _create(made: MlflowClient, stage: str, name: str, address: str) -> str:
@@ -400,9 +431,9 @@ def exists(made: MlflowClient, run_id: str) -> bool:
 
 
 def _describe(
-    made: MlflowClient, run_id: str, config: dict[str, Any], data: Named, parents: dict[str, str], context: str
+    made: MlflowClient, run_id: str, config: dict[str, Any], data: Named | None, parents: dict[str, str], context: str
 ) -> None:
-    tags = {"format": FORMAT, "dataset_digest": data.digest, "dataset": data.uri}
+    tags = {"format": FORMAT} | ({"dataset_digest": data.digest, "dataset": data.uri} if data else {})
     tags |= {f"run.{stage}": parent for stage, parent in parents.items()}
     if revision := git_revision():
         tags["git_revision"] = revision
@@ -411,6 +442,8 @@ def _describe(
     for start in range(0, len(params), PARAMS_PER_CALL):
         made.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
     made.log_dict(run_id, config, "config.json")
+    if data is None:
+        return
     source = json.dumps({"uri": data.uri, "digest": data.digest})
     dataset = Dataset(data.name, data.short, "local", source, profile=json.dumps(data.profile))
     made.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])

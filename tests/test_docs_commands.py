@@ -37,6 +37,7 @@ NEEDS = {
     "FFHQ": "FFHQ",
     "train ": "minutes: tests/test_whole_chain.py runs them in the demo's chain, with fewer steps",
     "run jobs/": "minutes: tests/test_whole_chain.py runs it, with fewer steps",
+    "jobs ": "a cluster: tests/jobs/test_jobs_command.py",
     "serve ": "a port of its own: tests/test_whole_chain.py, tests/pipelines/serve",
     "--url": "an endpoint: tests/test_whole_chain.py",
     "models ": "a registry with trained versions: tests/test_whole_chain.py, tests/jobs, tests/pipelines",

@@ -47,9 +47,8 @@ def parse(words: list[str], folder: Path) -> Parsed:
 
     Raises UsageError for what doesn't parse, and for an output that would be lost with the job's working directory.
     """
+    words = joining(words, "auto")
     start, options = _options(words)
-    if "address" in options and not options["address"]:
-        words = [*words, "--address", "auto"]
     out = str(options.get("out") or "/")
     if not out.startswith("/") and ":/" not in out:  # a URL that was made a Path has but one slash
         raise UsageError(f"--out {out}: it would be lost with the job's own folder; give a path that all nodes share")
@@ -58,6 +57,13 @@ def parse(words: list[str], folder: Path) -> Parsed:
     chain = _chain(folder / options["file"])
     asked = [each for line in chain["lines"] for each in _asked_by_line(line)]
     return Parsed(words, digest([words, chain["data"]]), asked)
+
+
+def joining(words: list[str], address: str) -> list[str]:
+    """A command line that joins the cluster at `address`, where its command can and it doesn't say which."""
+    _, options = _options(words)
+    can = "address" in options and not options.get("url")  # an endpoint's answer needs no cluster
+    return [*words, "--address", address] if can and not options["address"] else words
 
 
 def require(parsed: Parsed, nodes: list[dict[str, float]], grown: list[dict[str, float]], address: str) -> None:

@@ -50,7 +50,7 @@ def recorded(action: str, version: Version, former: str | None, why: str) -> Ite
     made = client.create_run(
         tracking.experiment(client, STAGE, address),
         run_name=f"{action} {version.name} {version.version}",
-        tags={TAG + key: value for key, value in tags.items() if value},
+        tags=tracking.surroundings() | {TAG + key: value for key, value in tags.items() if value},
     )
     entry = Entry(Run(made.info.run_id, address))
     try:

@@ -34,26 +34,26 @@ def run(file: Path, capfd) -> tuple[int, dict, str]:
     return code, json.loads(out), err
 
 
-def test_a_chain_of_real_commands(tmp_path, home, capfd):
+def test_a_chain_of_real_commands(tmp_path, mlflow_home, capfd):
     file = tmp_path / "chain.yaml"
     file.write_text(CHAIN)
     code, result, err = run(file, capfd)
     assert code == 1
     assert result["error"].startswith("step 'broken': ")
     assert "holds other procedural faces" in result["error"]
-    assert (home / "w" / "photographs" / "t1.png").exists(), "`after` ran"
-    assert f"$ osdface faces make {home}/w/faces --count 2" in err
+    assert (mlflow_home / "w" / "photographs" / "t1.png").exists(), "`after` ran"
+    assert f"$ osdface faces make {mlflow_home}/w/faces --count 2" in err
 
     file.write_text(CHAIN.replace("--count 3", "--count 2"))
     code, result, err = run(file, capfd)
     assert code == 0
     assert "faces: done before" in err
-    assert f"2 faces in {home}/w/faces" in err
+    assert f"2 faces in {mlflow_home}/w/faces" in err
     assert result["steps"]["faces"]["count"] == 2
     assert set(result["seconds"]) == {"faces", "broken"}
 
 
-def test_a_wrong_command_in_a_chain_is_wrong_use_and_names_the_step(tmp_path, home, capfd):
+def test_a_wrong_command_in_a_chain_is_wrong_use_and_names_the_step(tmp_path, mlflow_home, capfd):
     file = tmp_path / "chain.yaml"
     file.write_text("{work: w, steps: [{name: draw, run: ['faces mak x']}]}")
     code, result, _ = run(file, capfd)
@@ -65,7 +65,7 @@ def test_a_wrong_command_in_a_chain_is_wrong_use_and_names_the_step(tmp_path, ho
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_chain_ends_what_it_began(sent, tmp_path, home):
+def test_a_stopped_chain_ends_what_it_began(sent, tmp_path, mlflow_home):
     file = tmp_path / "chain.yaml"
     words = [Path(sys.executable).parent / "osdface", "run", file, "--json"]
     file.write_text(
@@ -73,7 +73,7 @@ def test_a_stopped_chain_ends_what_it_began(sent, tmp_path, home):
         " after: ['faces make {work}/after --count 1 --size 32 --workers 1']}]}"
     )
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((home / "w").glob("faces/*.png")):
+    while not list((mlflow_home / "w").glob("faces/*.png")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(sent)
@@ -81,9 +81,9 @@ def test_a_stopped_chain_ends_what_it_began(sent, tmp_path, home):
     assert process.returncode == 130
     assert json.loads(out) == {"error": "stopped; the same command again continues"}
     assert "Traceback" not in err
-    assert (home / "w" / "after" / "metadata.jsonl").exists()
-    assert not (home / "w" / "faces" / "metadata.jsonl").exists()
-    assert json.loads((home / "w" / "steps" / "faces.json").read_text())["done"] is False
+    assert (mlflow_home / "w" / "after" / "metadata.jsonl").exists()
+    assert not (mlflow_home / "w" / "faces" / "metadata.jsonl").exists()
+    assert json.loads((mlflow_home / "w" / "steps" / "faces.json").read_text())["done"] is False
 
 
 def test_the_shipped_demo_is_a_sound_chain():
