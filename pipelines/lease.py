@@ -27,13 +27,14 @@ BEAT = 3.0
 
 
 @contextlib.contextmanager
-def hold(store: Store) -> Iterator[str]:
+def hold(store: Store, instead: str = "give another --out") -> Iterator[str]:
     """Hold the folder's lease; yields the token that `check` takes.
 
-    Raises UserError naming the holder if a living one has it, after at most PATIENCE seconds.
+    Raises UserError naming the holder if a living one has it, after at most PATIENCE seconds, and what to do instead of
+    waiting for it.
     """
     token = uuid.uuid4().hex
-    number = _acquire(store, token)
+    number = _acquire(store, token, instead)
     over = threading.Event()
     thread = threading.Thread(target=_beat, args=(store, number, over), daemon=True)
     thread.start()
@@ -57,7 +58,13 @@ def _holds(store: Store, token: str) -> bool:
     return held is not None and held[1].get("token") == token
 
 
-def _acquire(store: Store, token: str) -> int:
+def held(store: Store) -> bool:
+    """Whether a living job has the folder; takes PATIENCE seconds where that must be found out by waiting."""
+    found = _highest(store)
+    return found is not None and not _dead(store, *found)
+
+
+def _acquire(store: Store, token: str, instead: str) -> int:
     mine = {"token": token, "host": _host(), "pid": os.getpid(), "since": time.time()}
     while True:
         held = _highest(store)
@@ -68,7 +75,7 @@ def _acquire(store: Store, token: str) -> int:
             who = held[1]
             raise UserError(
                 f"{store}: another job writes to it (process {who.get('pid')} on {who.get('host', '').split('/')[0]}); "
-                "wait for it, or give another --out"
+                f"wait for it, or {instead}"
             )
         if store.create(f"{FOLDER}/lease-{number}.json", json.dumps(mine).encode()):
             for name in store.names(FOLDER):
