@@ -18,7 +18,7 @@ from ray.util.queue import Empty, Queue
 
 from osdface.config import Strict, digest, resolved
 from osdface.errors import UserError
-from pipelines import cluster, lease, machines, outputs, runs, tracking
+from pipelines import cluster, lease, nodes, outputs, runs, tracking
 from pipelines.pairs.manifest import MANIFEST, Manifest, checked_manifest
 from pipelines.store import Store, storage
 from pipelines.synthesize.build import absolute, synthesize
@@ -133,7 +133,7 @@ def _trained(
         cluster.require_cpus(config.workers * config.cpus_per_worker)
         cluster.require_gpus(config.workers * config.gpus_per_worker)
         here = [folder for field, (folder, _) in inputs.items() if field not in config.fetch]
-        machines.refuse_unshared(runs.place(), [Store(config.folder).label(MANIFEST), *map(str, here)])
+        nodes.refuse_unshared(runs.place(), [Store(config.folder).label(MANIFEST), *map(str, here)])
     config = config.prepared(progress, address)
     begun = tracking.run(stage, name, resolved(config), manifest, config.folder, parents, known.get("run_id"))
     with begun as run:

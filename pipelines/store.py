@@ -226,7 +226,8 @@ def _plain_errors() -> Iterator[None]:
     except OSError as error:
         if error.strerror or not error.args:
             raise
-        raise type(error)(5, str(error)) from error
+        kind = type(error) if type(error).__module__ == "builtins" else OSError  # clients' own take other arguments
+        raise kind(5, _first_line(error)) from error
     except (ImportError, ValueError) as error:
         raise OSError(5, _first_line(error)) from error
     except Exception as error:

@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("the run's note", "500", "PUT", ".json", 2),
+    Case("the run's note", "500", "PUT", ".json"),
     Case("the lease", "500 after", "PUT", "lease-1.json"),
     Case("a checkpoint's tensors", "500", "PUT", WEIGHTS),
     Case("a checkpoint's tensors", "500", "PUT", WEIGHTS, ALWAYS),

@@ -2,18 +2,23 @@
 
 import contextlib
 import json
+import shutil
 import uuid
 from pathlib import Path
 
 import pytest
 
+from jobs import cli
+from jobs.console import invoke
+from osdface import bundle
 from osdface.base import load_base
 from osdface.errors import UserError
-from pipelines import lease, outputs, runs
+from pipelines import lease, outputs, runs, tracking
 from pipelines.launch import launch
 from pipelines.outputs import RECEIPT
 from pipelines.store import STORAGE, Store, storage
 from pipelines.train_base import BaseConfig
+from tests import exactness
 
 SGD = {"name": "sgd", "lr": 0.05}
 KINDS = ["local", "memory", "s3"]
@@ -248,3 +253,23 @@ def test_inputs_at_urls_are_fetched_by_whoever_reads_them(s3, home, pairs):
     osd = OSDConfig.model_validate(settings | {"preset": "tiny", "data": str(pairs), "out": "out", "batch_size": 4})
     assert osd.here().base == outputs.here(store.uri)
     assert (osd.here().base / "model_index.json").is_file()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_stage_2_from_urls_to_a_url_by_the_command_line(pairs, s3, mlflow_home, tmp_path, monkeypatch):
+    monkeypatch.setenv(STORAGE, s3)
+    given = exactness.inputs(tmp_path)
+    for name in ("base", "vre"):
+        with Store(f"{s3}/{name}").folder("", receipt="none") as folder:
+            shutil.copytree(given / name, folder, dirs_exist_ok=True)
+    words = ["train", "osd", "--data", str(pairs), "--base", f"{s3}/base", "--vre", f"{s3}/vre", "--out", f"{s3}/model"]
+    words += ["--workers", "1", "--set", "duration.steps=1", "--set", "batch_size=4", "--set", "cache=latents"]
+    words += ["--set", "losses={mse: 1.0, perceptual: 0, identity: 0, adversarial: 0}", "--set", "threads=1"]
+    made = invoke(cli.app, words)
+    assert made["out"] == f"{s3}/model"
+    params = tracking.client(tracking.uri()).get_run(made["run_id"]).data.params
+    assert (params["fetch.base"], params["fetch.vre"]) == (f"{s3}/base", f"{s3}/vre")
+    found = bundle.resolve(f"{s3}/model")
+    assert found.is_relative_to(mlflow_home / "fetched")
+    assert bundle.verify(found).provenance.runs == {"osd": made["run_id"]}
+    assert len(storage("latents").names()) == 1

@@ -1,4 +1,4 @@
-"""What several machines must share; the second one is a real node with a host name and a disk of its own."""
+"""What nodes must share; the second one of the last test is real, with a host name and a disk of its own."""
 
 import os
 import shutil
@@ -13,60 +13,57 @@ import pytest
 import ray
 
 from osdface.errors import UserError
-from pipelines import cluster, machines
+from pipelines import cluster
+from pipelines import nodes as checked
 from pipelines.store import Store
 from tests.heads import ROOT, free, wait
 
+pytestmark = pytest.mark.usefixtures("ray_session")
 SERVER = "http://127.0.0.1:5000"
 
 
-def nodes(*hosts: str) -> list[dict]:
-    here = ray.get_runtime_context().get_node_id()
-    return [{"NodeManagerHostname": host, "NodeID": here, "Alive": True} for host in hosts]
+@pytest.fixture
+def two(monkeypatch):
+    """This node stands for two, and one that is dead."""
+    nodes = [{"NodeManagerHostname": name, "NodeID": name, "Alive": name != "dead"} for name in ("a", "b", "dead")]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(checked, "_only", lambda node: "DEFAULT")
 
 
-@pytest.fixture(autouse=True)
-def _session(request):
-    if "full" not in request.keywords:
-        request.getfixturevalue("ray_session")
-
-
-def test_one_machine_may_keep_everything_to_itself(home):
-    machines.refuse_unshared(Store(home / "runs"), ["nowhere"])
+def test_one_node_may_keep_everything_to_itself(home):
+    checked.refuse_unshared(Store(home / "runs"), ["nowhere"])
     assert not home.exists()
 
 
 @pytest.mark.parametrize("address", ["", "sqlite:////mnt/x.db", "file:///mnt/x", "/mnt/mlruns"])
-def test_records_in_a_file_are_refused_of_several(home, monkeypatch, address):
+def test_records_in_a_file_are_refused_of_several(home, monkeypatch, two, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(ray, "nodes", lambda: nodes("a", "b"))
     with pytest.raises(
-        UserError, match=r"MLflow at .*: a file on one machine, and the cluster has several; start a server"
+        UserError, match=r"MLflow at .*: a file on one node, and the cluster has several; start a server"
     ):
-        machines.refuse_unshared(Store(home / "runs"), [])
+        checked.refuse_unshared(Store(home / "runs"), [])
     assert not (home / "runs").exists()
 
 
 def test_and_where_an_autoscaler_may_add_more(home, monkeypatch):
     monkeypatch.setenv(cluster.NODES, '[{"CPU": 2}]')
-    with pytest.raises(UserError, match="a file on one machine"):
-        machines.refuse_unshared(Store(home / "runs"), [])
+    with pytest.raises(UserError, match="a file on one node"):
+        checked.refuse_unshared(Store(home / "runs"), [])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
-    machines.refuse_unshared(Store(home / "runs"), [])
+    checked.refuse_unshared(Store(home / "runs"), [])
 
 
-def test_what_all_see_is_fine_and_what_one_does_not_is_named(home, monkeypatch, pairs):
+def test_what_all_see_is_fine_and_what_one_does_not_is_named(home, monkeypatch, two, pairs):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
-    monkeypatch.setattr(ray, "nodes", lambda: nodes("a", "b"))
     store = Store(home / "runs")
-    machines.refuse_unshared(store, [str(pairs)])
+    checked.refuse_unshared(store, [str(pairs)])
     with pytest.raises(UserError, match=r"/gone: is not there on a; put it where all nodes reach it"):
-        machines.refuse_unshared(store, [str(home / "gone")])
+        checked.refuse_unshared(store, [str(home / "gone")])
     assert store.names() == []
 
 
 @pytest.fixture
-def two_machines(tmp_path, environment) -> Iterator[tuple[str, Path]]:
+def two_nodes(tmp_path, environment) -> Iterator[tuple[str, Path]]:
     """The address of a cluster whose second node has its own host name, and its own disk where the first has `disk`."""
     probe = subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, text=True)
     if probe.returncode:
@@ -97,8 +94,8 @@ def two_machines(tmp_path, environment) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.full
-def test_a_training_over_two_machines_wants_what_both_reach(two_machines, environment, pairs, tmp_path):
-    address, disk = two_machines
+def test_a_training_over_two_nodes_wants_what_both_reach(two_nodes, environment, pairs, tmp_path):
+    address, disk = two_nodes
     words = [sys.executable, "-m", "jobs.cli", "train", "base", "--data", str(pairs), "--address", address]
 
     def refused(**env: str) -> str:
@@ -110,7 +107,7 @@ def test_a_training_over_two_machines_wants_what_both_reach(two_machines, enviro
 
     local = {name: value for name, value in os.environ.items() if name == "MLFLOW_TRACKING_URI"}
     assert not local
-    assert "a file on one machine, and the cluster has several; start a server" in refused()
+    assert "a file on one node, and the cluster has several; start a server" in refused()
     shared = {"MLFLOW_TRACKING_URI": SERVER}
     said = refused(**shared, OSDFACE_STORAGE=str(disk))
     assert (
