@@ -144,7 +144,8 @@ def _trained(
         loop["checkpoint"] = runs.whole_checkpoints(name)[-1:]
         checkpoint = _fit(name, config, loop, progress) if config.workers else _alone(name, config, loop, progress)
         note = {"format_version": FORMAT, "stage": stage, "digest": planned.digest, "export": config.export}
-        outputs.place(checkpoint, config.out, note | {"run_id": run.id, **origin})
+        with _answering(Store(config.out)):
+            outputs.place(checkpoint, config.out, note | {"run_id": run.id, **origin})
         run.tag({"output": str(config.out), "run_name": name})
     return Trained(config.out, run.id, planned.digest, True)
 

@@ -52,14 +52,18 @@ class Weed:
 
     def _wait(self) -> None:
         import s3fs
+        from botocore.exceptions import BotoCoreError
 
         end = time.monotonic() + 60
         while True:
             try:
                 address = f"http://127.0.0.1:{self.port}"
                 own = s3fs.S3FileSystem(skip_instance_cache=True, key="k", secret="s", endpoint_url=address)
-                return own.mkdir(BUCKET) if not own.exists(BUCKET) else own.touch(f"{BUCKET}/.started")
-            except OSError:  # refused, or not ready
+                if not own.exists(BUCKET):
+                    own.mkdir(BUCKET)
+                own.pipe_file(f"{BUCKET}/.started", b"with bytes, which wait for the volumes")
+                return
+            except (OSError, BotoCoreError):  # refused, or not ready
                 assert self.process is not None
                 assert self.process.poll() is None, (self.folder / "log").read_text()
                 assert time.monotonic() < end, (self.folder / "log").read_text()

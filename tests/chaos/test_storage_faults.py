@@ -53,7 +53,7 @@ CASES = [
     Case("a checkpoint's receipt", "500 after", "PUT", RECEIPT),
     Case("a checkpoint's receipt", "drop", "PUT", RECEIPT, ALWAYS),
     Case("the output's upload", "500", "PUT", "/base/unet", ALWAYS),
-    Case("the output's receipt", "hang", "PUT", "training.json", ALWAYS),
+    Case("the output's receipt", "hang", "PUT", "/base/training.json", ALWAYS),
     Case("the output's reading", "truncated", "GET", "output/unet"),
     Case("the output's reading", "truncated", "GET", "output/unet", ALWAYS),
     Case("the output's reading", "short", "GET", "output/unet"),
@@ -137,7 +137,7 @@ def test_a_fault_costs_no_weight(case, proxy, s3, pairs, in_peace, mlflow_home, 
         print(f"\n| {case.what} | {case.fault} {'always' if case.times == ALWAYS else f'x{case.times}'} | {said} |")
 
 
-@pytest.mark.parametrize("part", [WEIGHTS, "training.json"])
+@pytest.mark.parametrize("part", [WEIGHTS, "/base/training.json"])
 @pytest.mark.parametrize("down", [0, 8])
 def test_a_server_killed_in_mid_write_and_restarted(
     part, down, proxy, server, s3, pairs, in_peace, mlflow_home, capsys
