@@ -14,6 +14,7 @@ from jobs.commands import (
     doctor,
     evaluate,
     faces,
+    gc,
     jobs,
     models,
     profile,
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 for group in (faces, data, train, runs, models, serve, weights, jobs):
     app.add_typer(group.app, name=group.__name__.rsplit(".", 1)[-1])
-for single in (demo, doctor, evaluate, profile, restore):
+for single in (demo, doctor, evaluate, gc, profile, restore):
     single.register(app)
 
 

@@ -90,11 +90,14 @@ def launched(file: Path) -> list[dict[str, float]]:
     return [kind["resources"] for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
 
 
+def grown() -> list[dict[str, float]]:
+    """Resources of every node that the cluster may grow to; none where no autoscaler is known of."""
+    if NODES in os.environ:
+        return json.loads(os.environ[NODES])
+    file = LAUNCHED.expanduser()
+    return launched(file) if file.is_file() else []
+
+
 def _most(resource: str) -> float:
     """How much of a resource there is, or can be once the autoscaler has done its part."""
-    if NODES in os.environ:
-        grown = json.loads(os.environ[NODES])
-    else:
-        file = LAUNCHED.expanduser()
-        grown = launched(file) if file.is_file() else []
-    return max(ray.cluster_resources().get(resource, 0), sum(node.get(resource, 0) for node in grown))
+    return max(ray.cluster_resources().get(resource, 0), sum(node.get(resource, 0) for node in grown()))

@@ -19,18 +19,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from osdface.config import Strict, digest, home, resolved
+from osdface.config import Strict, digest, resolved
 from osdface.errors import UserError
 from pipelines.pairs.manifest import SHARDS, Manifest, open_parquet, read_manifest
 from pipelines.pairs.origin import Originals
 from pipelines.pairs.reading import NEEDED, PairDataset, as_tensor
-from pipelines.store import Reference, Store
+from pipelines.store import Reference, Store, storage
 from pipelines.training import TrainConfig
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 FORMAT_VERSION: Final = 1
+FOLDER = "latents"  # of the storage
 NOTE, MARK = "latents.json", b"osdface.latents"
 TENSORS = ("hq_latent", "lq_mean", "lq_std", "codes")
 TOGETHER = 4  # pairs that go through the encoders at once
@@ -103,7 +104,7 @@ def make(
 ) -> str:
     """Make, continue or find finished the cache for a configuration's dataset; returns where it is.
 
-    place: else `$OSDFACE_HOME/latents/DIGEST`. On `config.workers` actors of the Ray cluster at `address`, with the
+    place: else `latents/DIGEST` of the storage. On `config.workers` actors of the Ray cluster at `address`, with the
     CPUs, GPUs and threads of a training worker; in this process where that is 0. Raises UserError where `place` holds
     anything else, or cannot be written.
     """
@@ -111,7 +112,7 @@ def make(
     manifest, encoders = read_manifest(data), build()
     key = encoders.key(manifest, config.twins)
     mark = digest(resolved(key))
-    cache = Store(place or home() / "latents" / mark)
+    cache = Store(place) if place else storage(f"{FOLDER}/{mark}")
     _refuse_others(cache, key)
     missing = [shard for shard in manifest.shards if not _kept(cache, shard.name, mark)]
     if not missing and cache.exists(NOTE):

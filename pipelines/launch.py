@@ -2,40 +2,36 @@
 
 import contextlib
 import functools
-import json
 import os
 import pkgutil
-import shutil
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from osdface.config import Strict, digest, home, resolved
+from osdface.config import Strict, digest, resolved
 from osdface.errors import UserError
-from osdface.files import aside, replace_folder, write_json
-from pipelines import cluster, runs, tracking
-from pipelines.pairs.manifest import Manifest, checked_manifest
-from pipelines.store import Store
+from pipelines import cluster, lease, nodes, outputs, runs, tracking
+from pipelines.pairs.manifest import MANIFEST, Manifest, checked_manifest
+from pipelines.store import Store, storage
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
 from pipelines.training import Progress, TrainConfig, alone, checks
-from pipelines.training.checkpoints import OUTPUT
 from pipelines.training.worker import Worker
 
 Settings = TypeVar("Settings", bound=Strict)
-RECEIPT = "training.json"  # beside every output: what run made it from what
 FORMAT = 1  # of that note
 # What weights do not depend on, nor so what a run is called: a run may go on with others of these.
 APART = (
     "data", "out", "cpus_per_worker", "threads", "readers", "zero_stage", "offload", "export", "checkpoint_every",
-    "log_every", "cache", "latents", "max_failures",
+    "log_every", "cache", "latents", "max_failures", "fetch",
 )  # fmt: skip
 SHARES = ("workers", "accumulation")  # as well, where losses are means over rows
 
@@ -48,9 +44,9 @@ STAGES = {
 
 
 class Trained(NamedTuple):
-    """out: the output folder; run_id: its MLflow run; digest: of configuration and inputs; fresh: trained just now."""
+    """out: the output's place; run_id: its MLflow run; digest: of configuration and inputs; fresh: trained just now."""
 
-    out: Path
+    out: Path | str
     run_id: str
     digest: str
     fresh: bool
@@ -68,12 +64,6 @@ class Plan(NamedTuple):
     def digest(self) -> str:
         """Of all that the weights depend on."""
         return digest(self.identity)
-
-
-def receipt(folder: Path) -> dict[str, Any]:
-    """What `launch` noted beside an output: stage, digest, run_id, runs, dataset_digest. Empty for foreign folders."""
-    path = folder / RECEIPT
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def plan(
@@ -116,17 +106,34 @@ def launch(
     starts where something is missing.
     """
     planned = plan(stage, config, inputs, address, progress)
-    config, manifest = planned.config, planned.manifest
-    if config.out.exists():
-        return _finished(config, planned.digest)
+    with _answering(Store(planned.config.out)):
+        if finished := _finished(planned.config, planned.digest):
+            return finished
     name, known = runs.choose(stage, planned.digest, planned.identity, resume)
+    with _answering(runs.place()), lease.hold(Store(runs.place().label(name)), "give --resume never"):
+        return _trained(stage, name, known, planned, inputs, address, progress)
+
+
+def _trained(
+    stage: str,
+    name: str,
+    known: dict[str, Any],
+    planned: Plan,
+    inputs: dict[str, tuple[Path, str]],
+    address: str | None,
+    progress: Progress | None,
+) -> Trained:
+    """Train a run that is this process's alone."""
+    config, manifest = planned.config, planned.manifest
     parents: dict[str, str] = {}
     for folder, _ in inputs.values():
-        parents |= receipt(folder).get("runs", {})
+        parents |= outputs.receipt(folder).get("runs", {})
     if config.workers:
         cluster.connect(address, None)
         cluster.require_cpus(config.workers * config.cpus_per_worker)
         cluster.require_gpus(config.workers * config.gpus_per_worker)
+        here = [folder for field, (folder, _) in inputs.items() if field not in config.fetch]
+        nodes.refuse_unshared(runs.place(), [Store(config.folder).label(MANIFEST), *map(str, here)])
     config = config.prepared(progress, address)
     begun = tracking.run(stage, name, resolved(config), manifest, config.folder, parents, known.get("run_id"))
     with begun as run:
@@ -134,11 +141,12 @@ def launch(
         runs.remember(name, remembered)
         origin = {"runs": parents | {stage: run.id}, "dataset_digest": manifest.digest}
         loop: dict[str, Any] = {"stage": stage, "config": resolved(config), "origin": origin, "run": (run.id, run.uri)}
-        loop["checkpoint"] = [str(path) for path in runs.whole_checkpoints(name)[-1:]]
+        loop["checkpoint"] = runs.whole_checkpoints(name)[-1:]
         checkpoint = _fit(name, config, loop, progress) if config.workers else _alone(name, config, loop, progress)
         note = {"format_version": FORMAT, "stage": stage, "digest": planned.digest, "export": config.export}
-        _place(checkpoint, config.out, note | {"run_id": run.id, **origin})
-        run.tag({"output": str(config.out.absolute()), "run_name": name})
+        with _answering(Store(config.out)):
+            outputs.place(checkpoint, config.out, note | {"run_id": run.id, **origin})
+        run.tag({"output": str(config.out), "run_name": name})
     return Trained(config.out, run.id, planned.digest, True)
 
 
@@ -153,28 +161,45 @@ def anchored(config: Settings) -> Settings:
 def _indexed(data: Virtual, progress: Progress | None, address: str | None) -> str:
     """Where the index of virtual data lies, made or found: a place for each configuration, wherever it is used."""
     data = data.model_copy(update={"sources": absolute(data.sources)})
-    out = home() / "virtual" / digest(resolved(data))[:12]
+    out = storage(f"virtual/{digest(resolved(data))[:12]}").uri
     count = functools.partial(_count, progress) if progress else None
-    synthesize(data.index(str(out)), count, address)
-    return str(out)
+    synthesize(data.index(out), count, address)
+    return out
 
 
 def _count(progress: Progress, label: str, done: int, total: int, values: dict[str, float] | None = None) -> None:
     progress(label, done, total, values or {})
 
 
-def _finished(config: TrainConfig, identity: str) -> Trained:
-    note = receipt(config.out)
+@contextlib.contextmanager
+def _answering(place: Store) -> Iterator[None]:
+    """Raises UserError where a remote storage fails: what was put there stays."""
+    try:
+        yield
+    except OSError as error:
+        if place.local:
+            raise
+        reason = error.strerror or tracking.reason(error)
+        raise UserError(f"{place}: does not answer ({reason}); the same command again continues") from error
+
+
+def _finished(config: TrainConfig, identity: str) -> Trained | None:
+    """What lies at `out` from this very run, if anything does. Raises UserError for anything else that lies there."""
+    out = Store(config.out)
+    there = out.exists() if out.local else out.tree()  # some servers show folders that nothing is in
+    if not there or outputs.begun(out) == identity:
+        return None
+    note = outputs.receipt(out.uri)
     if note.get("digest") != identity:
-        raise UserError(f"{config.out}: exists and is not this run's output; remove it or give another --out")
+        raise UserError(f"{out}: exists and is not this run's output; remove it or give another --out")
     if (exported := note.get("export", "last")) != config.export:
-        raise UserError(f"{config.out}: has the weights '{exported}' of this run; give another --out for the others")
+        raise UserError(f"{out}: has the weights '{exported}' of this run; give another --out for the others")
     return Trained(config.out, note["run_id"], identity, False)
 
 
-def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> Path:
+def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> str:
     """Run the workers; returns the checkpoint that holds the stage's output."""
-    best = config.validation.best
+    best, place = config.validation.best, runs.place()
     with _forwarding(progress) as queue:
         trainer = ray.train.torch.TorchTrainer(
             _work,
@@ -186,7 +211,8 @@ def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progres
             ),
             run_config=ray.train.RunConfig(
                 name=name,
-                storage_path=str(home() / runs.FOLDER),
+                storage_path=place.root,
+                storage_filesystem=_arrow(place),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=1 if best else alone.LAST,  # beside the latest, which Ray keeps
                     checkpoint_score_attribute="score" if best else None,
@@ -198,22 +224,28 @@ def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progres
         try:
             done = trainer.fit().checkpoint
             assert done is not None  # every training ends with one
-            return Path(done.path)
+            return place.label(f"{name}/{Path(done.path).name}")
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise _explain(name, error) from error
 
 
-def _alone(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> Path:
+def _arrow(place: Store) -> pyarrow.fs.FileSystem | None:
+    """A remote store's filesystem as Ray Train takes it: with the credentials and endpoints that it has here."""
+    return None if place.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(place.fs))
+
+
+def _alone(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> str:
     """Train in this process; returns the checkpoint that holds the stage's output."""
     device = torch.device("cuda" if config.gpus_per_worker else "cpu")
-    keep = alone.keeper(home() / runs.FOLDER / name, config.validation)
-    with alone.process_group(device):
-        _worker(loop, device, 0, 1, keep, progress).train(_latest(loop))
+    keep = alone.keeper(Store(runs.place().label(name)), config.validation)
+    with alone.process_group(device), _latest(loop) as checkpoint:
+        _worker(loop, device, 0, 1, keep, progress).train(checkpoint)
     return runs.whole_checkpoints(name)[-1]
 
 
-def _latest(loop: dict[str, Any]) -> Path | None:
-    return Path(loop["checkpoint"][0]) if loop["checkpoint"] else None
+def _latest(loop: dict[str, Any]) -> contextlib.AbstractContextManager[Path | None]:
+    """The checkpoint to begin with, on this machine."""
+    return Store(loop["checkpoint"][0]).on_disk() if loop["checkpoint"] else contextlib.nullcontext()
 
 
 def _explain(name: str, error: Exception) -> UserError:
@@ -255,14 +287,6 @@ def _forwarding(progress: Progress | None) -> Any:
         queue.shutdown()
 
 
-def _place(checkpoint: Path, out: Path, note: dict[str, Any]) -> None:
-    temporary = aside(out)
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(checkpoint / OUTPUT, temporary)
-    write_json(temporary / RECEIPT, note | {"finished": time.time()})
-    replace_folder(temporary, out)
-
-
 def _work(loop: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
     device = ray.train.torch.get_device()
@@ -279,15 +303,15 @@ def _work(loop: dict[str, Any]) -> None:
     worker = _worker(loop, device, context.get_world_rank(), context.get_world_size(), report, show)
     torch.set_num_threads(worker.config.threads)
     checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
-        worker.train(Path(folder) if folder else _latest(loop))
+    with checkpoint.as_directory() if checkpoint else _latest(loop) as folder:
+        worker.train(Path(folder) if folder else None)
 
 
 def _worker(
     loop: dict[str, Any], device: torch.device, rank: int, world: int, report: Any, progress: Progress | None
 ) -> Worker:
     stage_class = pkgutil.resolve_name(STAGES[loop["stage"]])
-    config: TrainConfig = stage_class.Config.model_validate(loop["config"])
+    config: TrainConfig = stage_class.Config.model_validate(loop["config"]).here()
     make = functools.partial(stage_class, config, device, loop["origin"])
     run = tracking.attach(*loop["run"]) if rank == 0 else None
     return Worker(config, make, device, rank, world, report, run, progress)

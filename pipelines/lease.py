@@ -58,6 +58,12 @@ def _holds(store: Store, token: str) -> bool:
     return held is not None and held[1].get("token") == token
 
 
+def held(store: Store) -> bool:
+    """Whether a living job has the folder; takes PATIENCE seconds where that must be found out by waiting."""
+    found = _highest(store)
+    return found is not None and not _dead(store, *found)
+
+
 def _acquire(store: Store, token: str, instead: str) -> int:
     mine = {"token": token, "host": _host(), "pid": os.getpid(), "since": time.time()}
     while True:

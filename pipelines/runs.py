@@ -1,16 +1,15 @@
-"""Training runs: the names they go by on this machine, which one is gone on with, and what they have come to."""
+"""Training runs: the names they go by in the storage, which one is gone on with, and what they have come to."""
 
+import fnmatch
 import json
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from osdface.config import home
 from osdface.errors import UserError
-from osdface.files import write_json
 from pipelines import tracking
+from pipelines.store import STORAGE, Reference, Store, storage
 
-FOLDER = "runs"  # under $OSDFACE_HOME: a note for each run, and its checkpoints in a folder of its name
+FOLDER = "runs"  # of the storage: a note for each run, and its checkpoints in a folder of its name
 NOTE = "state.json"  # in a checkpoint: where training stood
 OWN = "checkpoint_??????"  # those that training without Ray leaves, by number; Ray Train's, by date, have longer names
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that are whole
@@ -32,7 +31,7 @@ class Training(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A checkpoint on this machine: where training stood, its size, and what validation gave."""
+    """A checkpoint in the storage: where training stood, its size, and what validation gave."""
 
     folder: str
     at: str
@@ -41,21 +40,33 @@ class Kept(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A run on this machine. known: what was noted of it, empty for one that is to begin."""
+    """A run in the storage. known: what was noted of it, empty for one that is to begin."""
 
     name: str
     known: dict[str, Any]
 
 
+def place() -> Store:
+    """Where runs are kept."""
+    return storage(FOLDER)
+
+
 def note_of(name: str) -> dict[str, Any]:
-    """What is noted of a run: stage, digest, run_id, identity. Empty where there is none."""
-    path = home() / FOLDER / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What is noted of a run: stage, digest, run_id, identity. Empty where there is none.
+
+    Raises UserError for a storage that does not answer.
+    """
+    try:
+        return json.loads(place().read(f"{name}.json"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{place()}: cannot be read ({error.strerror or error}); see {STORAGE}") from None
 
 
 def remember(name: str, note: dict[str, Any]) -> None:
     """Note a run, as it begins."""
-    write_json(home() / FOLDER / f"{name}.json", note)
+    place().put(f"{name}.json", json.dumps(note, indent=2, default=str).encode())
 
 
 def choose(stage: str, digest: str, identity: dict[str, Any], resume: str) -> Found:
@@ -68,7 +79,7 @@ def choose(stage: str, digest: str, identity: dict[str, Any], resume: str) -> Fo
     if resume not in ("auto", "never"):
         note = note_of(resume)
         if not note:
-            raise UserError(f"--resume {resume}: no such run on this machine; see osdface runs list")
+            raise UserError(f"--resume {resume}: no such run in {place()}; see osdface runs list")
         if note["digest"] != digest:
             differing = ", ".join(_differing(note.get("identity", {}), identity)) or "its format"
             raise UserError(f"--resume {resume}: it was begun otherwise ({differing}); --resume auto begins a new one")
@@ -95,20 +106,26 @@ def _differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return [name.removeprefix("config.") for name in names]
 
 
-def whole_checkpoints(name: str) -> list[Path]:
-    """A run's checkpoints that were written to their end, by how far they are, the last one last."""
-    folder = home() / FOLDER / name
-    found = list(folder.glob(OWN))
-    if (listed := folder / SNAPSHOT).is_file():
-        snapshot = json.loads(listed.read_text())
+def whole_checkpoints(name: str) -> list[str]:
+    """A run's checkpoints that were written to their end, as folders or URLs, the one that is furthest last."""
+    run = Store(place().label(name))
+    found = set(fnmatch.filter(run.names(), OWN))
+    if run.exists(SNAPSHOT):
+        snapshot = json.loads(run.read(SNAPSHOT))
         results = [*snapshot["checkpoint_results"], *filter(None, [snapshot.get("latest_checkpoint_result")])]
-        found += [folder / directory for directory in {result["checkpoint_dir_name"] for result in results}]
-    return sorted((path for path in found if (path / NOTE).is_file()), key=_reached)
+        found |= {result["checkpoint_dir_name"] for result in results}
+    whole = [folder for folder in found if run.exists(f"{folder}/{NOTE}")]
+    return [run.label(folder) for folder in sorted(whole, key=lambda folder: _reached(run, folder))]
 
 
-def _reached(checkpoint: Path) -> tuple:
-    note = json.loads((checkpoint / NOTE).read_text())
-    return note["phase"], note["step"], note.get("exported") is not None, (checkpoint / NOTE).stat().st_mtime
+def checkpoint_note(checkpoint: Reference) -> dict[str, Any]:
+    """What is noted of a checkpoint."""
+    return json.loads(Store(checkpoint).read(NOTE))
+
+
+def _reached(run: Store, checkpoint: str) -> tuple:
+    note, name = checkpoint_note(run.label(checkpoint)), f"{checkpoint}/{NOTE}"
+    return note["phase"], note["step"], note.get("exported") is not None, run.modified(name)
 
 
 def trainings(stage: str | None = None, count: int = 20) -> list[Training]:
@@ -133,13 +150,13 @@ def measured(run_id: str) -> dict[str, float]:
 
 
 def checkpoints(name: str) -> list[Kept]:
-    """A run's whole checkpoints on this machine, the last one last."""
+    """A run's whole checkpoints in the storage, the last one last."""
     kept = []
-    for path in whole_checkpoints(name):
-        note = json.loads((path / NOTE).read_text())
+    for folder in whole_checkpoints(name):
+        note = checkpoint_note(folder)
         at = "end" if note.get("exported") else f"phase {note['phase']}, step {note['step']}"
-        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        kept.append(Kept(str(path), at, size / 2**20, note.get("scores", {})))
+        size = sum(size for file, size in Store(folder).sizes("").items() if file.endswith(".safetensors"))
+        kept.append(Kept(folder, at, size / 2**20, note.get("scores", {})))
     return kept
 
 

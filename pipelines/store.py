@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from osdface.files import aside, sync
+from osdface.config import home
+from osdface.errors import UserError
+from osdface.files import aside, replace_folder, sync
 
 Reference = str | os.PathLike[str]
+STORAGE = "OSDFACE_STORAGE"
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "azure", "gcsfs", "adlfs")  # of remote filesystems
 
 
@@ -139,10 +143,79 @@ class Store:
         with _plain_errors():
             self.fs.put_file(str(path), self.path(name))
 
+    @contextlib.contextmanager
+    def folder(self, name: str, receipt: str) -> Iterator[Path]:
+        """A new local folder to fill, put in place at the block's end unless it raises.
+
+        On a disk all at once, by a rename; in an object store file by file, the one named `receipt` last: whoever asks
+        for that one takes no half of a folder.
+        """
+        if self.local:
+            temporary = aside(self.local / name)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            try:
+                yield temporary
+                replace_folder(temporary, self.local / name)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+            files = [path.relative_to(made).as_posix() for path in Path(made).rglob("*") if path.is_file()]
+            for file in sorted(files, key=lambda file: file == receipt):
+                self.commit(Path(made, file), f"{name}/{file}" if name else file)
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """Copy a folder with all in it into a local one, which may be there. Raises OSError for a file cut short."""
+        if self.local:
+            return Path(shutil.copytree(self.local / name, folder, dirs_exist_ok=True))
+        for file, size in self.tree(name).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _plain_errors():
+                self.fs.get_file(self.path(f"{name}/{file}" if name else file), str(path))
+            if path.stat().st_size != size:
+                raise OSError(5, f"{file}: {path.stat().st_size} of {size} bytes came")
+        return folder
+
+    @contextlib.contextmanager
+    def on_disk(self, name: str = "") -> Iterator[Path]:
+        """A folder as one of this machine: itself, or a copy for as long as the block lasts."""
+        if self.local:
+            yield self.local / name
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            yield self.fetch(name, Path(copy))
+
+    def tree(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file in a folder and in those below it, by name under the folder."""
+        with _plain_errors():
+            found = self.fs.find(self.path(folder), detail=True)
+        start = len(self.path(folder)) + 1
+        return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items()) if path[start:]}
+
+    def modified(self, name: str) -> float:
+        """When a file was last written, in seconds since 1970."""
+        with _plain_errors():
+            return self.fs.modified(self.path(name)).timestamp()
+
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all in it; nothing where it is not there."""
         with _plain_errors(), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(name), recursive=True)
+
+
+def storage(name: str) -> Store:
+    """A folder of what outlives a machine: under $OSDFACE_STORAGE, which all nodes reach, else under $OSDFACE_HOME.
+
+    Raises UserError for a URL that no filesystem here knows.
+    """
+    place = os.environ.get(STORAGE) or os.fspath(home())
+    try:
+        return Store(f"{place.rstrip('/')}/{name}")
+    except OSError as error:
+        raise UserError(f"{STORAGE} {place}: cannot be used ({error.strerror}); give a folder or URL") from None
 
 
 @contextlib.contextmanager
@@ -153,7 +226,8 @@ def _plain_errors() -> Iterator[None]:
     except OSError as error:
         if error.strerror or not error.args:
             raise
-        raise type(error)(5, str(error)) from error
+        kind = type(error) if type(error).__module__ == "builtins" else OSError  # clients' own take other arguments
+        raise kind(5, _first_line(error)) from error
     except (ImportError, ValueError) as error:
         raise OSError(5, _first_line(error)) from error
     except Exception as error:

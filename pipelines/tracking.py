@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
@@ -62,8 +63,17 @@ SETTINGS = {  # of MLflow, where the environment has none
 
 
 def uri() -> str:
-    """The tracking server: $MLFLOW_TRACKING_URI, or this machine's SQLite file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """The tracking server: $MLFLOW_TRACKING_URI, or this machine's SQLite file.
+
+    Raises UserError for a server's address with a password in it, since messages and notes have addresses in them.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    if address.startswith("http") and urlsplit(address).password:
+        raise UserError(
+            "MLFLOW_TRACKING_URI: has a password in it; put it into MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or a token into MLFLOW_TRACKING_TOKEN"
+        )
+    return address
 
 
 @functools.lru_cache

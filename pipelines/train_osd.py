@@ -139,6 +139,7 @@ class OSDConfig(TrainConfig):
 
 def _encoders(config: OSDConfig) -> latents.Encoders:
     """The frozen parts that see a picture."""
+    config = config.here()
     if config.init:
         generator = bundle.load_trainable(config.init)[1]
         return latents.Encoders(generator.vae, generator.embedder)

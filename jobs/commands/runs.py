@@ -1,4 +1,4 @@
-"""osdface runs: trainings as MLflow has them, and their checkpoints on this machine."""
+"""osdface runs: trainings as MLflow has them, and their checkpoints in the storage."""
 
 from typing import Annotated
 
@@ -34,7 +34,7 @@ console.command(app, "list", "osdface runs list --stage osd")(list_)
 
 
 def show(run: Annotated[str, typer.Argument(help="A run's name, as `osdface runs list` has it, or its id.")]) -> dict:
-    """Show one training: everything last measured, and its checkpoints on this machine."""
+    """Show one training: everything last measured, and its checkpoints in the storage."""
     from pipelines import runs
 
     found = runs.training(run)

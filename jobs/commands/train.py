@@ -16,6 +16,7 @@ Data = Annotated[
     str | None,
     typer.Option(help="The pair dataset to train on: a folder or URL; else what the configuration says."),
 ]
+Out = Annotated[str, typer.Option(help="Where the result goes: a folder or URL.")]
 Workers = Annotated[int | None, typer.Option(help="How many workers; 0 trains in this process, without Ray.")]
 Resume = Annotated[
     str,
@@ -29,7 +30,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trai
 
 
 def base(
-    out: options.Out,
+    out: Out,
     data: Data = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
@@ -49,7 +50,7 @@ console.command(app, "base", "osdface train base --config tiny --data pairs --ou
 
 
 def vre(
-    out: options.Out,
+    out: Out,
     data: Data = None,
     init: Init = None,
     config: options.Config = "tiny",
@@ -62,8 +63,8 @@ def vre(
     """Stage 1: HQ dictionary, LQ dictionary, association."""
     from pipelines.train_vre import VREConfig
 
-    chosen = {"data": data, "init": init and _start(init), "out": out, "workers": workers}
-    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, **chosen)
+    chosen = {"data": data, "out": out, "workers": workers} | _from(init=init)
+    settings = load(VREConfig, configs.find(config or "tiny", "vre"), set, **chosen).here()
     return _train("vre", settings, _inputs(init=settings.init), address, resume, dry_run)
 
 
@@ -71,10 +72,10 @@ console.command(app, "vre", "osdface train vre --config tiny --data pairs --out 
 
 
 def osd(
-    out: options.Out,
+    out: Out,
     data: Data = None,
-    base: Annotated[Path | None, typer.Option(help="The base model: a diffusers folder.")] = None,
-    vre: Annotated[Path | None, typer.Option(help="The output of `osdface train vre`.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model: a diffusers folder, or its URL.")] = None,
+    vre: Annotated[str | None, typer.Option(help="The output of `osdface train vre`: a folder or URL.")] = None,
     init: Init = None,
     config: options.Config = "tiny",
     set: options.Set = [],  # noqa: B006
@@ -86,8 +87,8 @@ def osd(
     """Stage 2: the one-step generator with LoRA against the latent discriminator; writes a model bundle."""
     from pipelines.train_osd import OSDConfig
 
-    chosen = {"data": data, "base": base, "vre": vre, "init": init and _start(init), "out": out, "workers": workers}
-    settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, **chosen)
+    chosen = {"data": data, "out": out, "workers": workers} | _from(base=base, vre=vre, init=init)
+    settings = load(OSDConfig, configs.find(config or "tiny", "osd"), set, **chosen).here()
     inputs = _inputs(base=settings.base, vre=settings.vre, init=settings.init)
     return _train("osd", settings, inputs, address, resume, dry_run)
 
@@ -95,11 +96,18 @@ def osd(
 console.command(app, "osd", "osdface train osd --config tiny --data pairs --base base --vre vre --out model")(osd)
 
 
-def _start(init: str) -> Path:
-    """The folder that --init names: a stage-1 output or a bundle, or what a model reference stands for."""
+def _from(**given: str | None) -> dict[str, Any]:
+    """What a training starts from, as its configuration has it: folders by field, and under "fetch" what is a URL.
+
+    init may be a model reference as well: what it stands for is looked up here.
+    """
     from osdface import bundle
 
-    return bundle.resolve(init)
+    urls = {name: ref for name, ref in given.items() if ref and "://" in ref}
+    folders: dict[str, Any] = {name: None if name in urls else ref for name, ref in given.items()}
+    if folders.get("init"):
+        folders["init"] = bundle.resolve(folders["init"])
+    return folders | {"fetch": urls or None}
 
 
 def _inputs(**folders: Path | None) -> dict[str, tuple[Path, str]]:

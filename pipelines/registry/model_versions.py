@@ -22,7 +22,7 @@ from osdface import bundle
 from osdface.config import home
 from osdface.errors import UserError
 from osdface.files import aside, replace_folder
-from pipelines import tracking
+from pipelines import outputs, tracking
 from pipelines.tracking import TAG
 
 NAME = "osdface"
@@ -207,7 +207,9 @@ def find(ref: str) -> Version | None:
 
 
 def resolve(ref: str) -> Path | None:
-    """The local, verified bundle folder of a registry reference (entry point of `osdface.resolvers`)."""
+    """The local bundle folder of a registry reference, verified, or of a URL (entry point of `osdface.resolvers`)."""
+    if "://" in ref:
+        return outputs.here(ref)
     version = find(ref)
     return None if version is None else fetch(version)
 

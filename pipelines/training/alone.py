@@ -1,6 +1,7 @@
 """Training in this process, without Ray: for debugging, and where there is no cluster to be had."""
 
 import contextlib
+import fnmatch
 import os
 import shutil
 import sys
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from osdface.files import aside
-from pipelines.runs import OWN
+from pipelines.runs import NOTE, OWN
+from pipelines.store import Store
 from pipelines.training import checkpoints
 from pipelines.training.config import Validation
 
@@ -36,30 +37,27 @@ def process_group(device: torch.device) -> Iterator[None]:
             comm.cdb = groups._WORLD_GROUP = None
 
 
-def keeper(folder: Path, validation: Validation) -> Callable[[dict[str, Any], Path | None], None]:
+def keeper(run: Store, validation: Validation) -> Callable[[dict[str, Any], Path | None], None]:
     """What takes a training's checkpoints into a run's folder, each whole or not at all, the last and the best kept."""
-    folder.mkdir(parents=True, exist_ok=True)
 
     def keep(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if checkpoint is None:
             return
-        before = sorted(folder.glob(OWN))
-        number = int(before[-1].name.partition("_")[2]) + 1 if before else 0
-        target = folder / f"checkpoint_{number:06d}"
-        temporary = aside(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(checkpoint, temporary)
-        temporary.rename(target)
-        kept = {*[*before, target][-LAST:], _best([*before, target], validation)}
-        for old in set(before) - kept:
-            shutil.rmtree(old)
+        before = fnmatch.filter(run.names(), OWN)
+        number = int(before[-1].partition("_")[2]) + 1 if before else 0
+        target = f"checkpoint_{number:06d}"
+        with run.folder(target, receipt=NOTE) as folder:
+            shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+        whole = [*(name for name in before if run.exists(f"{name}/{NOTE}")), target]
+        for old in {*before} - {*whole[-LAST:], _best(run, whole, validation)}:
+            run.remove(old)
 
     return keep
 
 
-def _best(folders: list[Path], validation: Validation) -> Path | None:
+def _best(run: Store, names: list[str], validation: Validation) -> str | None:
     sign = 1 if validation.direction == "max" else -1
-    name = f"validation/{validation.best}"
-    scores = {folder: checkpoints.note(folder).get("scores", {}).get(name) for folder in folders}
-    scored = {folder: sign * score for folder, score in scores.items() if score is not None}
-    return max(scored, key=lambda folder: scored[folder]) if scored else None
+    metric = f"validation/{validation.best}"
+    scores = {name: checkpoints.note(run.label(name)).get("scores", {}).get(metric) for name in names}
+    scored = {name: sign * score for name, score in scores.items() if score is not None}
+    return max(scored, key=lambda name: scored[name]) if scored else None

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from osdface.errors import UserError
-from pipelines.runs import NOTE
+from pipelines.runs import NOTE, checkpoint_note
+from pipelines.store import Reference
 from pipelines.training.engines import AVERAGE, Engine, Position
 from pipelines.training.stage import Stage
 
 FORMAT = 2  # 1 had the engines' own pickled files, partitioned as the workers were
 STATE, MOMENTS = "state.safetensors", "moments.safetensors"
-OUTPUT = "output"  # the folder of the stage's output, in the last checkpoint
 
 
 @dataclass
@@ -96,9 +96,9 @@ def write(folder: Path, snapshot: Snapshot, **note: Any) -> int:
     return sum(path.stat().st_size for path in (folder / STATE, folder / MOMENTS))
 
 
-def note(folder: Path) -> dict[str, Any]:
+def note(folder: Reference) -> dict[str, Any]:
     """What is noted of a checkpoint. Raises UserError for one of another format."""
-    found = json.loads((folder / NOTE).read_text())
+    found = checkpoint_note(folder)
     if (version := found.get("format_version", 1)) != FORMAT:
         raise UserError(
             f"{folder}: a checkpoint of format {version}, where this program reads {FORMAT}; train anew with "

@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
 from osdface.config import Strict
+from osdface.errors import UsageError
+from pipelines import outputs
 from pipelines.pairs.manifest import Location
 from pipelines.pairs.reading import PairDataset
 from pipelines.synthesize.config import Virtual
 
+# A folder, or a URL of any fsspec filesystem.
+Out = Annotated[Path | str, BeforeValidator(lambda value: value if "://" in str(value) else Path(value))]
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, values
 
 
@@ -80,6 +84,7 @@ class TrainConfig(Strict):
     """What every stage's configuration has.
 
     data: a pair dataset's folder or URL; or `{mode: virtual, sources: [...], ...}`: pairs made as they are read.
+    fetch: URLs of what training starts from, by field (base, vre, init): every machine makes itself a copy.
     workers: 0 trains in this process, without Ray. ema: decay of an exponential moving average of all that is trained;
     export: which of the two weights the output has, which may be chosen again after the end. Half precision is
     DeepSpeed's, with fp32 weights partitioned over the ranks: zero_stage 0 is then the same as 1.
@@ -87,7 +92,8 @@ class TrainConfig(Strict):
 
     preset: str
     data: Location | Virtual
-    out: Path
+    out: Out
+    fetch: dict[str, str] = {}
     # Share of pairs that aim at their retouched twin, as FFHQR's of FFHQ's pictures, where the dataset has twins; the
     # others at the picture that was degraded. The paper names both sets, and no ratio.
     twins: float = Field(default=1.0, ge=0, le=1)
@@ -125,6 +131,12 @@ class TrainConfig(Strict):
     def micro_batch(self) -> int:
         """Pictures of a micro-batch."""
         return self.batch_size // self.parts
+
+    def here(self) -> Self:
+        """With this machine's copies of what is to be fetched. Raises UserError where there is none to be had."""
+        if unknown := self.fetch.keys() - type(self).model_fields.keys():
+            raise UsageError(f"fetch: {min(unknown)} is nothing that this training starts from")
+        return self.model_copy(update={name: outputs.here(place) for name, place in self.fetch.items()})
 
     def settled(self) -> "TrainConfig":
         """With every "auto" replaced by what this machine has; asked once, before the run gets its digest."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from osdface.config import digest
 from osdface.errors import UserError
 from pipelines import tracking
+from pipelines.outputs import OUTPUT
 from pipelines.pairs.reading import PairDataset, ShuffledBatches, ahead
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Snapshot
@@ -226,7 +227,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             if self.rank == 0:
-                self.stage.save(folder / checkpoints.OUTPUT)
+                self.stage.save(folder / OUTPUT)
                 snapshot.exported = self.config.export
                 checkpoints.write(folder, snapshot)
             self.report({"phase": snapshot.phase, "step": 0}, folder if self.rank == 0 else None)

@@ -17,7 +17,7 @@ from osdface.prompts.vre import VisualEmbedder
 from pipelines import latents
 from pipelines.pairs.manifest import SHARDS, read_manifest
 from pipelines.pairs.reading import PairDataset, ShuffledBatches
-from pipelines.store import Store
+from pipelines.store import STORAGE, Store
 from pipelines.training import TrainConfig
 
 TINY = presets.preset("tiny")
@@ -191,3 +191,13 @@ def test_a_cache_may_lie_on_s3(base, pairs, cache, s3):
     place = latents.make(config(pairs), functools.partial(encoders, base), place=f"{s3}/cache")
     ours, theirs = (latents.CachedPairs(pairs, "train", folder).batch([3, 1]) for folder in (place, cache))
     assert all(torch.equal(ours[name], theirs[name]) for name in latents.TENSORS)
+
+
+def test_a_cache_is_kept_in_the_storage(base, pairs, cache, s3, monkeypatch):
+    monkeypatch.setenv(STORAGE, s3)
+    build = functools.partial(encoders, base)
+    made = latents.make(config(pairs), build)
+    assert made.startswith(f"{s3}/latents/")
+    here, there = (latents.CachedPairs(pairs, "train", place)[0] for place in (cache, made))
+    assert all(torch.equal(here[name], there[name]) for name in latents.TENSORS)
+    assert latents.make(config(pairs), build) == made

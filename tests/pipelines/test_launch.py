@@ -15,7 +15,8 @@ from osdface import bundle, presets
 from osdface.base import load_base
 from osdface.errors import MissingWeights, UsageError, UserError
 from pipelines import runs, tracking
-from pipelines.launch import RECEIPT, anchored, launch, receipt
+from pipelines.launch import anchored, launch
+from pipelines.outputs import RECEIPT, receipt
 from pipelines.train_base import BaseConfig
 from pipelines.train_osd import OSDConfig
 from pipelines.train_vre import VREConfig, load_vre
@@ -165,7 +166,7 @@ def test_a_run_is_gone_on_with_by_name_and_left_alone_on_request(trained, pairs,
     base = trained["base"]
     (name,) = [path.stem for path in (shared_home / "runs").glob("base-*.json") if run_of(path) == base.run_id]
     config = base_config(pairs, tmp_path / "again", workers=0)
-    with pytest.raises(UserError, match="--resume base-none: no such run on this machine"):
+    with pytest.raises(UserError, match="--resume base-none: no such run in .*/runs; see osdface runs list"):
         launch("base", config, {}, resume="base-none")
     with pytest.raises(UserError, match=rf"--resume {name}: it was begun otherwise \(seed was 0\)"):
         launch("base", config.model_copy(update={"seed": 3}), {}, resume=name)

@@ -200,6 +200,17 @@ class TestErrors:
         with pytest.raises(OSError, match="ValueError"):
             store.read("x")
 
+    def test_a_client_s_own_kind_of_oserror(self, store, monkeypatch):
+        from botocore.exceptions import ReadTimeoutError
+
+        def late(*_: object, **__: object) -> None:
+            raise ReadTimeoutError(endpoint_url="http://s3")
+
+        monkeypatch.setattr(store.fs, "cat_file", late)
+        with pytest.raises(OSError, match='Read timeout on endpoint URL: "http://s3"') as caught:
+            store.read("x")
+        assert type(caught.value) is OSError
+
     def test_a_protocol_that_nobody_knows(self):
         with pytest.raises(OSError, match="Protocol not known: nope"):
             Store("nope://x")

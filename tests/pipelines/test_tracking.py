@@ -140,6 +140,13 @@ def test_a_server_that_is_down_is_one_sentence(begin, monkeypatch, free_port):
     assert "\n" not in str(caught.value)
 
 
+def test_an_address_with_a_password_in_it_is_refused(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example")
+    with pytest.raises(UserError, match="has a password in it; put it into MLFLOW_TRACKING_USERNAME") as caught:
+        tracking.uri()
+    assert "secret" not in str(caught.value)
+
+
 def test_a_home_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
