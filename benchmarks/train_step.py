@@ -31,7 +31,7 @@ from jobs import configs
 from osdface import presets, procedural
 from osdface.base import new_base, save_base
 from osdface.config import load, resolved
-from pipelines import cluster, launch, tracking
+from pipelines import cluster, launch, preemption, tracking
 from pipelines.pairs.manifest import read_manifest
 from pipelines.pairs.reading import PairDataset, ShuffledBatches
 from pipelines.synthesize.build import synthesize
@@ -140,6 +140,7 @@ def ours(stage: str, config: TrainConfig, turns: Path, block: int) -> None:
         loop = {
             "stage": stage, "config": resolved(config), "origin": {"turns": str(turns), "block": block},
             "run": (run.id, run.uri), "queue": Figures(str(turns), config.batch_size, block), "checkpoint": [],
+            "flag": preemption.beside(),
         }  # fmt: skip
         scaling = ray.train.ScalingConfig(
             num_workers=config.workers, resources_per_worker={"CPU": config.cpus_per_worker}

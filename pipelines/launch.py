@@ -14,11 +14,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Empty
 
 from osdface.config import Strict, digest, resolved
 from osdface.errors import UserError
-from pipelines import cluster, lease, nodes, outputs, runs, tracking
+from pipelines import cluster, lease, nodes, outputs, preemption, runs, tracking
 from pipelines.pairs.manifest import MANIFEST, Manifest, checked_manifest
 from pipelines.store import Store, storage
 from pipelines.synthesize.build import absolute, synthesize
@@ -143,6 +143,7 @@ def _trained(
         loop: dict[str, Any] = {"stage": stage, "config": resolved(config), "origin": origin, "run": (run.id, run.uri)}
         loop["checkpoint"] = runs.whole_checkpoints(name)[-1:]
         checkpoint = _fit(name, config, loop, progress) if config.workers else _alone(name, config, loop, progress)
+        preemption.refuse_unfinished(checkpoint)
         note = {"format_version": FORMAT, "stage": stage, "digest": planned.digest, "export": config.export}
         with _answering(Store(config.out)):
             outputs.place(checkpoint, config.out, note | {"run_id": run.id, **origin})
@@ -200,10 +201,10 @@ def _finished(config: TrainConfig, identity: str) -> Trained | None:
 def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progress | None) -> str:
     """Run the workers; returns the checkpoint that holds the stage's output."""
     best, place = config.validation.best, runs.place()
-    with _forwarding(progress) as queue:
+    with _forwarding(progress) as queue, preemption.flag() as flag:
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config=loop | {"queue": queue},
+            train_loop_config=loop | {"queue": queue, "flag": flag},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=config.gpus_per_worker > 0,
@@ -218,7 +219,7 @@ def _fit(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progres
                     checkpoint_score_attribute="score" if best else None,
                     checkpoint_score_order=config.validation.direction,
                 ),
-                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                failure_config=preemption.failures(config.max_failures),
             ),
         )
         try:
@@ -238,8 +239,8 @@ def _alone(name: str, config: TrainConfig, loop: dict[str, Any], progress: Progr
     """Train in this process; returns the checkpoint that holds the stage's output."""
     device = torch.device("cuda" if config.gpus_per_worker else "cpu")
     keep = alone.keeper(Store(runs.place().label(name)), config.validation)
-    with alone.process_group(device), _latest(loop) as checkpoint:
-        _worker(loop, device, 0, 1, keep, progress).train(checkpoint)
+    with alone.process_group(device), preemption.of_process() as notice, _latest(loop) as checkpoint:
+        _worker(loop, device, 0, 1, keep, progress, notice).train(checkpoint)
     return runs.whole_checkpoints(name)[-1]
 
 
@@ -266,7 +267,7 @@ def _forwarding(progress: Progress | None) -> Any:
     if progress is None:
         yield None
         return
-    queue, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
+    queue, done = preemption.beside(), threading.Event()
 
     def drain() -> None:
         while not (done.is_set() and queue.empty()):
@@ -300,7 +301,8 @@ def _work(loop: dict[str, Any]) -> None:
         if queue is not None:
             queue.put(event)
 
-    worker = _worker(loop, device, context.get_world_rank(), context.get_world_size(), report, show)
+    notice = preemption.of_worker(loop["flag"])
+    worker = _worker(loop, device, context.get_world_rank(), context.get_world_size(), report, show, notice)
     torch.set_num_threads(worker.config.threads)
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else _latest(loop) as folder:
@@ -308,10 +310,16 @@ def _work(loop: dict[str, Any]) -> None:
 
 
 def _worker(
-    loop: dict[str, Any], device: torch.device, rank: int, world: int, report: Any, progress: Progress | None
+    loop: dict[str, Any],
+    device: torch.device,
+    rank: int,
+    world: int,
+    report: Any,
+    progress: Progress | None,
+    notice: preemption.Notice,
 ) -> Worker:
     stage_class = pkgutil.resolve_name(STAGES[loop["stage"]])
     config: TrainConfig = stage_class.Config.model_validate(loop["config"]).here()
     make = functools.partial(stage_class, config, device, loop["origin"])
     run = tracking.attach(*loop["run"]) if rank == 0 else None
-    return Worker(config, make, device, rank, world, report, run, progress)
+    return Worker(config, make, device, rank, world, report, run, progress, notice)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +25,21 @@ class Head(NamedTuple):
 
 
 @contextlib.contextmanager
-def ray_head(environment: dict[str, str], cpus: int = 2) -> Iterator[Head]:
-    """A head whose processes have these variables beside this one's."""
+def ray_head(
+    environment: dict[str, str], cpus: int = 2, options: Sequence[str] = (), gcs: int | None = None
+) -> Iterator[Head]:
+    """A head whose processes have these variables beside this one's. options: more of `ray start`. gcs: its port."""
     port, temporary = free(), Path(tempfile.mkdtemp(prefix="rh"))  # short: Ray's sockets are under it
     environment = os.environ | {
         "RAY_TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     } | environment  # fmt: skip
     words = [
-        Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={free()}", f"--num-cpus={cpus}",
-        "--include-dashboard=true", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free()}",
+        Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={gcs or free()}",
+        f"--num-cpus={cpus}", "--include-dashboard=true", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free()}",
         f"--dashboard-agent-grpc-port={free()}", f"--ray-client-server-port={free()}",
-        f"--temp-dir={temporary}", "--disable-usage-stats",
+        f"--temp-dir={temporary}", "--disable-usage-stats", *options,
     ]  # fmt: skip
     told = temporary / "start.log"
     with told.open("wb") as log:

@@ -16,6 +16,7 @@ from osdface.errors import UserError
 from pipelines import tracking
 from pipelines.outputs import OUTPUT
 from pipelines.pairs.reading import PairDataset, ShuffledBatches, ahead
+from pipelines.preemption import Notice, Stopped
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Snapshot
 from pipelines.training.checks import refuse_infinite, refuse_nan
@@ -40,6 +41,7 @@ class Worker:
     report: Callable[[dict[str, Any], Path | None], None]
     run: tracking.Run | None = None  # rank 0 only
     progress: Progress | None = None
+    notice: Notice = field(default_factory=Notice)
     stage: Stage = field(init=False)
     data: PairDataset = field(init=False)
     validation: PairDataset = field(init=False)
@@ -49,8 +51,11 @@ class Worker:
         self.data, self.validation = self.config.pairs("train"), PairDataset(self.config.folder, "val")
 
     def train(self, checkpoint: Path | None) -> None:
-        """Go on from the checkpoint, through every phase to the stage's output, which the last checkpoint holds."""
-        with self._tracked():
+        """Go on from the checkpoint, through every phase to the stage's output, which the last checkpoint holds.
+
+        Where the command is asked to end, the last checkpoint is of that moment, and holds no output.
+        """
+        with self._tracked(), contextlib.suppress(Stopped):
             self._train(checkpoint)
 
     @contextlib.contextmanager
@@ -114,9 +119,11 @@ class Worker:
                 self._log(phase.name, index, steps, seen, engines, meter)
             scores = self._validate(phase.name, index + 1, steps)
             scored = bool(scores) and config.validation.best is not None
-            if (scored or (index + 1) % config.checkpoint_every == 0) and index + 1 < steps:
+            due = scored or (index + 1) % config.checkpoint_every == 0
+            if (self.notice.heard(index) or due) and index + 1 < steps:
                 snapshot = checkpoints.take(self.stage, engines, number, index + 1, self.averages)
                 self._report(phase.name, index + 1, snapshot, scores)
+                self.notice.kept()
         snapshot = checkpoints.take(self.stage, engines, number + 1, 0, self.averages).ended()
         self.averages = snapshot.moments
         for engine in engines.values():
