@@ -15,6 +15,9 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
+from ray.train.v2.api.config import (
+    FailureConfig,
+)  # as ray.train has it, but for type checkers, which see its forerunner
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -107,9 +110,9 @@ def _on_sigterm(do: Callable[[], Any]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def failures(most: int) -> ray.train.FailureConfig:
+def failures(most: int) -> FailureConfig:
     """What Ray Train starts again after. most: how often a group of workers that failed."""
-    return ray.train.FailureConfig(  # type: ignore[call-arg]  # as mypy does not see, it is that of Ray Train V2
+    return FailureConfig(
         max_failures=most,  # bounded: a fault of the program's or the data's comes back with every start
         max_preemption_failures=-1,  # a spot node's end says nothing against the training
         controller_failure_limit=-1,  # such as workers that don't start in time, while a lost node's successor boots
