@@ -8,10 +8,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from osdface.config import Strict, digest, home
+from osdface.config import Strict, digest
 from osdface.errors import UserError
 from osdface.files import sha256
-from pipelines.store import Store
+from pipelines.store import Store, storage
 
 RUN = "run.json"  # the chain's own MLflow run, while it has not come to its end
 
@@ -38,7 +38,7 @@ class State:
 
     def __init__(self, work: str):
         with _reaching(work):
-            self.store = Store(work.rstrip("/") if "://" in work else home() / work)
+            self.store = Store(work.rstrip("/")) if "://" in work else storage(work)
         self._token: str | None = None
 
     @contextlib.contextmanager
