@@ -255,6 +255,7 @@ def test_inputs_at_urls_are_fetched_by_whoever_reads_them(s3, home, pairs):
     assert (osd.here().base / "model_index.json").is_file()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("ray_session")
 def test_stage_2_from_urls_to_a_url_by_the_command_line(pairs, s3, mlflow_home, tmp_path, monkeypatch):
     monkeypatch.setenv(STORAGE, s3)
