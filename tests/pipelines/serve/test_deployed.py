@@ -1,5 +1,6 @@
 """Stock `serve deploy` of what `serve build` writes: replicas by queues, refusals, traces by Ray Serve's own hook."""
 
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ TRACES = {
 }
 HEADERS = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serve.proxy:middlewares"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
+TOKEN = "a-token-that-is-long-enough-for-ray"
+AUTHORIZED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 SIDE = 256  # of pictures that take a while
 
 
@@ -31,9 +34,9 @@ def deployed(bundle_folder, tmp_path_factory):
     words = ["serve", "build", "--model", str(bundle_folder), "--port", str(port), "--out", str(file)]
     assert console.run(app, [*words, "--set", "replicas=[1, 2]", "--set", "waiting=8"]) == 0
     home = {"OSDFACE_HOME": str(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
-    with ray_head(TRACES | HEADERS | home) as head:
-        serve = Path(sys.executable).with_name("serve")
-        subprocess.run([serve, "deploy", str(file), "--address", head.dashboard], check=True, timeout=120)
+    with ray_head(TRACES | HEADERS | AUTHORIZED | home) as head:
+        command = [Path(sys.executable).with_name("serve"), "deploy", str(file), "--address", head.dashboard]
+        subprocess.run(command, env=os.environ | AUTHORIZED, check=True, timeout=120)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=150) as client:
             wait(lambda: _ready(client), 180)
             yield head, client
@@ -90,6 +93,7 @@ def test_too_many_requests_are_refused_at_once_and_more_replicas_start(deployed)
 
 def _replicas(head) -> int:
     """That run, of the slot with the traffic."""
-    told = httpx.get(f"{head.dashboard}/api/serve/applications/", timeout=60).json()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    told = httpx.get(f"{head.dashboard}/api/serve/applications/", headers=headers, timeout=60).json()
     replicas = told["applications"]["osdface"]["deployments"]["a"]["replicas"]
     return sum(replica["state"] == "RUNNING" for replica in replicas)
