@@ -25,6 +25,7 @@ LIMITS = Limits(
     read_seconds=100,
     body_seconds=2,
     jobs=3,
+    job_seconds=20,
 )
 
 
