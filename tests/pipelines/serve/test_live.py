@@ -9,6 +9,7 @@ from osdface import bundle
 from osdface.errors import UserError
 from osdface.imagefile import read_image
 from pipelines.serve import application, live
+from tests.heads import wait
 from tests.serving import Load, encoded, kill_replicas, picture
 
 
@@ -81,8 +82,7 @@ def test_the_traffic_comes_back_by_itself_when_a_lease_is_over(restored, version
     restored.stage_loaded(versions[1], share=1, shadow=False, seconds=3)
     ends = time.time() + 3.5
     with Load(restored.url, 1) as load:
-        while time.time() < ends + 1:
-            time.sleep(0.1)
+        wait(lambda: any(sent > ends for sent, *_ in load.answers), 60)
     late = {version for sent, _, _, version in load.answers if sent > ends}
     assert late == {versions[0].model.version}
     assert "2" in load.versions()
