@@ -14,6 +14,7 @@ import psutil
 from PIL import Image
 
 from pipelines.serve.settings import Limits
+from tests.heads import wait
 
 LIMITS = Limits(
     bytes=2**21,
@@ -48,6 +49,19 @@ def assert_problem(answer: httpx.Response, status: int, words: str = "") -> None
     assert set(body) == {"type", "title", "status", "detail"}
     assert body["status"] == status
     assert words in body["detail"]
+
+
+def wait_for_room(endpoint: httpx.Client) -> None:
+    """Until no job is kept: those of other tests are forgotten after a while."""
+
+    def is_there() -> bool:
+        begun = [endpoint.post("/v1/jobs", content=b"no picture") for _ in range(LIMITS.jobs)]
+        kept = [answer for answer in begun if answer.status_code == 202]
+        for answer in kept:
+            endpoint.delete(answer.headers["location"])
+        return kept == begun
+
+    wait(is_there, 60)
 
 
 def kill_replicas(slot: str) -> list[int]:

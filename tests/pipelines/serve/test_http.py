@@ -16,7 +16,7 @@ from PIL import Image
 
 from osdface import bundle, faces
 from osdface.imagefile import read_image
-from tests.serving import LIMITS, assert_problem, encoded, picture
+from tests.serving import LIMITS, assert_problem, encoded, picture, wait_for_room
 
 
 def png_header(width, height) -> bytes:
@@ -333,6 +333,7 @@ def test_a_job_is_begun_now_and_fetched_later(endpoint):
 
 
 def test_a_job_that_fails_says_why_and_there_are_only_so_many(endpoint):
+    wait_for_room(endpoint)
     begun = [endpoint.post("/v1/jobs", content=b"no picture") for _ in range(LIMITS.jobs + 1)]
     assert [answer.status_code for answer in begun] == [202] * LIMITS.jobs + [429]
     assert begun[-1].headers["retry-after"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.heads import wait
 from tests.page.browsing import NEEDED, chromium, opened
+from tests.serving import wait_for_room
 
 pytestmark = NEEDED
 
@@ -47,7 +47,7 @@ def face_box(page, number: int) -> list[int]:
 
 
 def test_a_job_gives_the_same(endpoint, t1):
-    wait(lambda: _is_room(endpoint), 60)
+    wait_for_room(endpoint)
     data = io.BytesIO()
     large = Image.fromarray(t1).resize((t1.shape[1] // 2, t1.shape[0] // 2))
     large.save(data, "PNG")
@@ -59,14 +59,6 @@ def test_a_job_gives_the_same(endpoint, t1):
         assert response.value.status == 200
         page.locator("#work[data-has=both]").wait_for()
         assert page.locator("#faces li").count() > 0
-
-
-def _is_room(endpoint) -> bool:
-    """For a job; those of other tests are forgotten after a while."""
-    begun = endpoint.post("/v1/jobs", content=b"no picture")
-    if begun.status_code == 202:
-        endpoint.delete(begun.headers["location"])
-    return begun.status_code == 202
 
 
 def _with_small_jobs(route):
