@@ -1,6 +1,5 @@
 """Notice of a machine's end: what is heard when, and a training that SIGTERM ends at a checkpoint of that moment."""
 
-import json
 import os
 import signal
 
@@ -64,7 +63,7 @@ def test_sigterm_ends_a_training_at_a_checkpoint_and_nothing_is_trained_twice(
     (run,) = runs.trainings()
     assert run.status == "KILLED"
     (kept,) = runs.whole_checkpoints(run.name)
-    at = json.loads((kept / runs.NOTE).read_text())
+    at = runs.checkpoint_note(kept)
     assert (at["phase"], at["step"]) == (0, EVERY + 1)
     assert signal.getsignal(signal.SIGTERM) == before
 
