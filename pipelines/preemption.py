@@ -15,9 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
-from ray.train.v2.api.config import (
-    FailureConfig,
-)  # as ray.train has it, but for type checkers, which see its forerunner
+from ray.train.v2.api.config import FailureConfig  # ray.train's, of which type checkers see the forerunner
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -37,7 +37,7 @@ class ChainStep(Strict):
 class Chain(Strict):
     """A chain file: where it works, its steps, and lines to print at the end.
 
-    work: a folder under $OSDFACE_HOME, or a URL that all nodes see; receipts lie there too.
+    work: a folder of the storage (`pipelines.store.storage`), or a URL that all nodes see; receipts lie there too.
     """
 
     work: str

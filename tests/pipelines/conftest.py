@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.store import Store
 from tests import object_store
 
 
@@ -38,3 +39,13 @@ def s3_server(tmp_path_factory) -> Iterator[None]:
 def s3(s3_server) -> str:
     """A new prefix on the S3 server."""
     return f"s3://osdface/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request, tmp_path) -> Store:
+    """An empty place of each kind."""
+    if request.param == "local":
+        return Store(tmp_path / "root")
+    if request.param == "memory":
+        return Store(f"memory://{uuid.uuid4().hex}/root")
+    return Store(request.getfixturevalue("s3") + "/root")

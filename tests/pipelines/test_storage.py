@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import uuid
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,6 @@ from pipelines.train_base import BaseConfig
 from tests import exactness
 
 SGD = {"name": "sgd", "lr": 0.05}
-KINDS = ["local", "memory", "s3"]
-
-
-@pytest.fixture(params=KINDS)
-def store(request, tmp_path) -> Store:
-    if request.param == "local":
-        return Store(tmp_path / "root")
-    if request.param == "memory":
-        return Store(f"memory://{uuid.uuid4().hex}/root")
-    return Store(request.getfixturevalue("s3") + "/root")
 
 
 def config(pairs, out, **changes) -> BaseConfig:

@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,17 +10,6 @@ import pytest
 from osdface.files import sha256
 from pipelines import store as stores
 from pipelines.store import Store, sha256_of
-
-KINDS = ["local", "memory", "s3"]
-
-
-@pytest.fixture(params=KINDS)
-def store(request, tmp_path) -> Store:
-    if request.param == "local":
-        return Store(tmp_path / "root")
-    if request.param == "memory":
-        return Store(f"memory://{uuid.uuid4().hex}/root")
-    return Store(request.getfixturevalue("s3") + "/root")
 
 
 class TestFiles:
