@@ -1,10 +1,11 @@
 """The endpoint against direct batched calls of the same model in one process with the same cores; latency by load.
 
 Both sides decode, restore whole pictures (by a UNet wider than the preset's, so that a step takes as long as a real
-model's on an accelerator) and encode. Saturation: as many clients as two batches, each with one request
-at a time. Latency: requests at a steady pace, some share of the saturated rate, whatever has been answered. Clients run
-on the same machine, which counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step
-takes 100 ms or more (aimed at 0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
+model's on an accelerator) and encode. One process has all cores for its network; the endpoint shares them between its
+replicas. Saturation: as many clients as two batches for each replica, with one request at a time. Latency: requests at
+a steady pace, some share of the saturated rate, whatever has been answered. Clients run on the same machine, which
+counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step takes 100 ms or more (aimed at
+0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
 """
 
 import argparse
@@ -92,8 +93,8 @@ def ask(client: httpx.Client, body: bytes) -> tuple[float, int]:
     return time.perf_counter() - start, status
 
 
-def saturated(client: httpx.Client, pictures: list[bytes], seconds: float) -> float:
-    """Pictures a second with 2 * BATCH requests on their way at any time."""
+def saturated(client: httpx.Client, pictures: list[bytes], seconds: float, clients: int) -> float:
+    """Pictures a second with so many requests on their way at any time."""
     end = time.perf_counter() + seconds
 
     def one(number: int) -> int:
@@ -104,8 +105,8 @@ def saturated(client: httpx.Client, pictures: list[bytes], seconds: float) -> fl
         return done
 
     start = time.perf_counter()
-    with ThreadPoolExecutor(2 * BATCH) as pool:
-        done = sum(pool.map(one, range(2 * BATCH)))
+    with ThreadPoolExecutor(clients) as pool:
+        done = sum(pool.map(one, range(clients)))
     return done / (time.perf_counter() - start)
 
 
@@ -129,7 +130,7 @@ def _percentiles(answered: list[float], refused: list[float]) -> dict[str, float
     return told | {f"refused p{p}": float(np.percentile(refused or nothing, p)) for p in (50, 99)}
 
 
-def measure(folder: Path, pictures: list[bytes], seconds: float, threads: int, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, pictures: list[bytes], settings: Settings, seconds: float, rounds: int) -> dict[str, Any]:
     from ray import serve
 
     from pipelines import cluster
@@ -139,15 +140,16 @@ def measure(folder: Path, pictures: list[bytes], seconds: float, threads: int, r
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     cluster.connect(cpus=4)
-    settings = Settings(threads=threads)
+    _, replicas = settings.replicas
+    clients, threads = 2 * BATCH * replicas, settings.threads * replicas
     control.deploy("benchmark", application.of_folder(folder), settings, "127.0.0.1", port)
     limits = httpx.Limits(max_connections=300, max_keepalive_connections=300)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=limits) as client:
-        saturated(client, pictures, min(3, seconds))
+        saturated(client, pictures, min(3, seconds), clients)
         alone = median(ask(client, pictures[0])[0] for _ in range(15))
         rates, direct_ = [], []
         for _ in range(rounds):
-            rates.append(saturated(client, pictures, seconds))
+            rates.append(saturated(client, pictures, seconds, clients))
             direct_.append(_direct_apart(folder, pictures, seconds, threads))
         rate = median(rates)
         loads = {share: paced(client, pictures, share * rate, seconds) for share in LOADS}
@@ -177,7 +179,8 @@ def main() -> int:
     parser.add_argument("--wider", type=int, default=4, help="how much wider the UNet is than the preset's")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides in turn, whose medians count")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on both sides")
+    parser.add_argument("--replicas", type=int, default=os.cpu_count(), help="of the endpoint")
+    parser.add_argument("--threads", type=int, default=1, help="of torch in a replica; the process has all of theirs")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of serve.json and serve.md")
     parser.add_argument("--direct", nargs=4, metavar=("BUNDLE", "PICTURES", "SECONDS", "THREADS"), help="one process")
     options = parser.parse_args()
@@ -192,12 +195,14 @@ def main() -> int:
         folder = make(shape, Path(name))
         bundle.verify(folder)
         pictures = bodies(Path(name) / "faces", options.side)
-        result = measure(folder, pictures, options.seconds, options.threads, options.rounds)
+        settings = Settings(threads=options.threads, replicas=(options.replicas, options.replicas))
+        result = measure(folder, pictures, settings, options.seconds, options.rounds)
     machine = record.machine(["torch", "ray", "diffusers"])
     asked = {
         "preset": shape.name,
         "wider": options.wider,
         "side": options.side,
+        "replicas": options.replicas,
         "threads": options.threads,
         "seconds": options.seconds,
     }
@@ -218,9 +223,10 @@ def good(result: dict[str, Any]) -> bool:
 def report(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     direct_, http = result["direct"], result["http"]
+    clients = 2 * BATCH * result["replicas"]
     rates = [
         {"side": "direct, batches of 8", "pictures/s": direct_["rate"], "one alone, ms": direct_["alone"] * 1e3},
-        {"side": "HTTP, 16 at a time", "pictures/s": http["rate"], "one alone, ms": http["alone"] * 1e3},
+        {"side": f"HTTP, {clients} at a time", "pictures/s": http["rate"], "one alone, ms": http["alone"] * 1e3},
     ]
     loads = [
         {"load": f"{share:g} x", "answered": load["answered"], "refused": load["refused"], "other": load["other"]}
@@ -229,7 +235,7 @@ def report(result: dict[str, Any]) -> str:
     ]
     sections = [
         f"# The endpoint, {result['preset']} with a UNet {result['wider']} times as wide, {result['side']} px, "
-        f"{result['threads']} threads",
+        f"{result['replicas']} replicas of {result['threads']} threads",
         f"{result['date']}; {result['cpu']}, {result['cores']} cores; Python {result['python']}, {versions}. "
         "Random weights, float32; clients on the same machine; medians of both sides in turn.",
         f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct "

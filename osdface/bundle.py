@@ -38,7 +38,7 @@ EMBED_BASE_BELOW = 64 * 2**20  # bytes
 
 
 class BaseReference(Strict):
-    """Where the base model is (`base` = inside the bundle) and its digest."""
+    """Where the base model is (a folder, a URL, or `base` = inside the bundle), and its digest."""
 
     path: str
     sha256: str
@@ -93,9 +93,16 @@ class Parts(NamedTuple):
 
 
 def save(
-    generator: "OneStepGenerator", folder: Path, *, preset: str, seed: int, base: Path, provenance: Provenance
+    generator: "OneStepGenerator",
+    folder: Path,
+    *,
+    preset: str,
+    seed: int,
+    base: Path,
+    base_url: str = "",
+    provenance: Provenance,
 ) -> BundleConfig:
-    """Write a generator as a bundle; `base` is the folder that it started from."""
+    """Write a generator as a bundle; `base` is the folder that it started from, `base_url` where that was fetched."""
     from peft.utils import get_peft_model_state_dict
 
     from osdface.prompts.vre import VisualEmbedder
@@ -105,7 +112,7 @@ def save(
     config = BundleConfig(
         preset=preset,
         seed=seed,
-        base=reference(base),
+        base=reference(base, base_url),
         provenance=provenance,
         vre_input=embedder.shape.input if isinstance(embedder, VisualEmbedder) else None,
         prompt=embedder.kind,
@@ -157,12 +164,12 @@ def read_lora(path: Path) -> "dict[str, Tensor]":
     return {name.removeprefix("unet."): tensor for name, tensor in tensors.read_safetensors(path).items()}
 
 
-def reference(base: Path) -> BaseReference:
-    """A small base travels inside the bundle, a large one stays where it is."""
+def reference(base: Path, url: str = "") -> BaseReference:
+    """A small base travels inside the bundle, a large one stays where it is. url: where it was fetched from."""
     from osdface.base import base_digest
 
     small = sum(path.stat().st_size for path in base.rglob("*.safetensors")) < EMBED_BASE_BELOW
-    return BaseReference(path="base" if small else str(base.absolute()), sha256=base_digest(base))
+    return BaseReference(path="base" if small else url or str(base.absolute()), sha256=base_digest(base))
 
 
 def _contiguous(parts: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -246,7 +253,9 @@ def digest(folder: Path) -> str:
 
 
 def base_folder(folder: Path, config: BundleConfig) -> Path:
-    """The base model of a bundle. Raises UserError if it lies outside the bundle and is gone."""
+    """The base model of a bundle, fetched where that is at a URL. Raises UserError if it isn't there any more."""
+    if "://" in config.base.path:
+        return resolve(config.base.path)
     inside = config.base.path == "base"
     path = Path(folder) / "base" if inside else Path(config.base.path)
     if not path.is_dir():

@@ -25,10 +25,12 @@ def refuse_unshared(storage: Store, read: Sequence[str]) -> None:
     mark = f".shared-{uuid.uuid4().hex}"
     storage.put(mark, b"")
     try:
-        for place in (storage.label(mark), *read):
-            _refuse_missing(nodes, place, storage if place.endswith(mark) else None)
+        advice = f"give a URL or a folder that all nodes share as {STORAGE}"
+        _refuse_missing(nodes, storage.label(mark), str(storage), advice)
     finally:
         storage.remove(mark)
+    for place in read:
+        _refuse_missing(nodes, place, place, "put it where all nodes reach it")
 
 
 def _refuse_file(address: str) -> None:
@@ -39,15 +41,11 @@ def _refuse_file(address: str) -> None:
         )
 
 
-def _refuse_missing(nodes: dict[str, str], place: str, storage: Store | None) -> None:
+def _refuse_missing(nodes: dict[str, str], place: str, name: str, advice: str) -> None:
     asked = {node: _look.options(scheduling_strategy=_only(node)).remote(place) for node in nodes}
     for node, host in nodes.items():
         if fault := ray.get(asked[node]):
-            if storage:
-                raise UserError(
-                    f"{storage}: {fault} on {host}; give a URL or a folder that all nodes share as {STORAGE}"
-                )
-            raise UserError(f"{place}: {fault} on {host}; put it where all nodes reach it")
+            raise UserError(f"{name}: {fault} on {host}; {advice}")
 
 
 def _only(node: str) -> NodeAffinitySchedulingStrategy:

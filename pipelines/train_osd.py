@@ -136,6 +136,12 @@ class OSDConfig(TrainConfig):
         """Of the base that training starts from."""
         return bundle.base_folder(self.init, bundle.read_config(self.init)) if self.init else self.base or Path()
 
+    @property
+    def base_url(self) -> str:
+        """Where that was fetched from; "" where it is a folder of this machine's."""
+        place = bundle.read_config(self.init).base.path if self.init else self.fetch.get("base", "")
+        return place if "://" in place else ""
+
 
 def _encoders(config: OSDConfig) -> latents.Encoders:
     """The frozen parts that see a picture."""
@@ -295,5 +301,5 @@ class OSDStage:
         provenance = bundle.Provenance(**self.origin, git_revision=git_revision(), init=init)
         bundle.save(
             self.generator, folder, preset=self.config.preset, seed=self.seed, base=self.config.base_folder,
-            provenance=provenance,
+            base_url=self.config.base_url, provenance=provenance,
         )  # fmt: skip

@@ -70,6 +70,8 @@ def test_nodes_come_for_a_job_and_go_after_it(growing, home, faces_folder, tmp_p
     out, empty = tmp_path / "pairs", tmp_path / "empty"
     empty.mkdir()
     begun = time.monotonic()
+    # --no-track: nodes of this provider share one session, where each unpacks the job's working directory anew, so that
+    # the driver then stands in a folder that is gone; MLflow can't be imported there.
     words = ["jobs", "submit", "synth", "--name", "grows", "--working-dir", str(empty), "--"]
     words += [str(faces_folder), "--out", str(out), "--size", "64", "--set", "cpus_per_worker=1", "--no-track"]
     assert console.run(app, words) == 0

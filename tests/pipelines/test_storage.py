@@ -244,18 +244,23 @@ def test_inputs_at_urls_are_fetched_by_whoever_reads_them(s3, home, pairs):
     assert (osd.here().base / "model_index.json").is_file()
 
 
-@pytest.mark.full
-@pytest.mark.usefixtures("ray_session")
-def test_stage_2_from_urls_to_a_url_by_the_command_line(pairs, s3, mlflow_home, tmp_path, monkeypatch):
+@pytest.fixture
+def stage_2(pairs, s3, monkeypatch, tmp_path) -> list[str]:
+    """The words of a training whose base and VRE are at URLs, and whose bundle goes to one."""
     monkeypatch.setenv(STORAGE, s3)
     given = exactness.inputs(tmp_path)
     for name in ("base", "vre"):
         with Store(f"{s3}/{name}").folder("", receipt="none") as folder:
             shutil.copytree(given / name, folder, dirs_exist_ok=True)
     words = ["train", "osd", "--data", str(pairs), "--base", f"{s3}/base", "--vre", f"{s3}/vre", "--out", f"{s3}/model"]
-    words += ["--workers", "1", "--set", "duration.steps=1", "--set", "batch_size=4", "--set", "cache=latents"]
-    words += ["--set", "losses={mse: 1.0, perceptual: 0, identity: 0, adversarial: 0}", "--set", "threads=1"]
-    made = invoke(cli.app, words)
+    words += ["--set", "duration.steps=1", "--set", "batch_size=4", "--set", "threads=1"]
+    return [*words, "--set", "losses={mse: 1.0, perceptual: 0, identity: 0, adversarial: 0}"]
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("ray_session")
+def test_stage_2_from_urls_to_a_url_by_the_command_line(stage_2, s3, mlflow_home):
+    made = invoke(cli.app, [*stage_2, "--workers", "1", "--set", "cache=latents"])
     assert made["out"] == f"{s3}/model"
     params = tracking.client(tracking.uri()).get_run(made["run_id"]).data.params
     assert (params["fetch.base"], params["fetch.vre"]) == (f"{s3}/base", f"{s3}/vre")
@@ -263,3 +268,15 @@ def test_stage_2_from_urls_to_a_url_by_the_command_line(pairs, s3, mlflow_home, 
     assert found.is_relative_to(mlflow_home / "fetched")
     assert bundle.verify(found).provenance.runs == {"osd": made["run_id"]}
     assert len(storage("latents").names()) == 1
+
+
+def test_a_base_too_large_to_travel_is_found_by_its_url(stage_2, s3, mlflow_home, monkeypatch):
+    monkeypatch.setattr(bundle, "EMBED_BASE_BELOW", 0)
+    invoke(cli.app, [*stage_2, "--workers", "0"])
+    monkeypatch.setenv("OSDFACE_HOME", str(mlflow_home / "another"))
+    found = bundle.resolve(f"{s3}/model")
+    assert bundle.read_config(found).base.path == f"{s3}/base"
+    assert bundle.checked(found)[1].is_relative_to(mlflow_home / "another" / "fetched")
+    Store(f"{s3}/base").remove("")
+    with pytest.raises(UserError, match=f"{s3}/base: nothing is there"):
+        bundle.checked(found)
