@@ -1,6 +1,7 @@
 """What Prometheus reads of an endpoint, and that the dashboard asks for what is there."""
 
 import contextlib
+import copy
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -66,6 +68,35 @@ def test_the_dashboard_imports_anywhere(dashboard):
     assert {source["uid"] for source in used} == {"${datasource}"}
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def lost(ours: Any, held: Any, at: str = "") -> list[str]:
+    """Where `held` differs from what is in `ours`; it may have more."""
+    if isinstance(ours, dict) and isinstance(held, dict):
+        return [place for key in ours for place in lost(ours[key], held.get(key), f"{at}/{key}")]
+    if isinstance(ours, list) and isinstance(held, list) and len(ours) == len(held):
+        return [
+            place for number, pair in enumerate(zip(ours, held, strict=True)) for place in lost(*pair, f"{at}/{number}")
+        ]
+    return [] if ours == held else [at]
+
+
+def test_grafanas_own_types_hold_all_of_it(dashboard):
+    pytest.importorskip("grafana_foundation_sdk", reason="no grafana_foundation_sdk: pip install 'osdface[dev]' has it")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()  # the types of a panel's options, and of a query for Prometheus
+
+    def through(given: dict) -> dict:
+        return json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+
+    assert lost(dashboard, through(dashboard)) == []
+    wrong = copy.deepcopy(dashboard)
+    wrong["panels"][1]["targets"][0]["exp"] = wrong["panels"][1]["targets"][0].pop("expr")
+    wrong["panels"][1]["tilte"] = "x"
+    assert lost(wrong, through(wrong)) == ["/panels/1/targets/0/exp", "/panels/1/tilte"]
 
 
 def test_no_panel_lies_on_another(dashboard):
