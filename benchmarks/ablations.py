@@ -27,6 +27,7 @@ from benchmarks.judging import Judge, Measured
 from osdface.errors import UserError
 from osdface.files import write_json
 from pipelines import metrics
+from pipelines.store import STORAGE
 
 ROOT = Path(__file__).parents[1]
 # Those in the tables.
@@ -95,11 +96,15 @@ def command(run: Run, options: argparse.Namespace) -> list[str]:
 
 
 def train(run: Run, options: argparse.Namespace) -> None:
-    """In a process and a home of its own, its output in the home's log. Raises UserError naming that where it fails."""
+    """In a process and a home of its own, its output in the home's log; latents are made once for all.
+
+    Raises UserError naming the log where it fails.
+    """
     home = options.work / "homes" / run.name
     home.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    environment = os.environ | {"OSDFACE_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    places = {"OSDFACE_HOME": str(home), STORAGE: str((options.work / "storage").absolute()), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | places | {"OMP_NUM_THREADS": str(threads)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     words = [sys.executable, "-m", "jobs.cli", *command(run, options)]
     with (home / LOG).open("w") as log:

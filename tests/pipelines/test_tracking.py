@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from osdface.errors import UserError
 from pipelines import tracking
 from pipelines.pairs.manifest import read_manifest
+from pipelines.tracking import recording, revision, runs
 
 CONFIG = {
     "preset": "tiny",
@@ -40,7 +41,7 @@ def client() -> MlflowClient:
 
 
 def test_a_run_holds_config_dataset_revision_and_parents(begin, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "git_revision", lambda: "e" * 40 + "+")
+    monkeypatch.setattr(runs, "git_revision", lambda: "e" * 40 + "+")
     digest = read_manifest(pairs).digest
     with begin("osd", "osd-1", {"base": "b" * 32, "vre": "c" * 32}) as run:
         run.metrics({"g/l1": 0.5}, 3)
@@ -184,8 +185,8 @@ def server(mlflow_home, monkeypatch, free_port):
 
 
 def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog, monkeypatch):
-    monkeypatch.setattr(tracking, "LAST_TRY", 0.5)
-    with caplog.at_level(logging.WARNING, tracking.log.name), begin() as run:
+    monkeypatch.setattr(recording, "LAST_TRY", 0.5)
+    with caplog.at_level(logging.WARNING, recording.log.name), begin() as run:
         run.metrics({"loss": 2.0}, 0)
         assert run.flush(10)
         assert client().get_run(run.id).data.metrics == {"loss": 2.0}
@@ -200,7 +201,7 @@ def test_a_server_that_dies_does_not_stop_the_training(server, begin, caplog, mo
 
 
 def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, begin, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "PAUSE", 0.2)
+    monkeypatch.setattr(recording, "PAUSE", 0.2)
     with caplog.at_level(logging.INFO, "werkzeug"), begin() as run:
         mine = tracking.attach(run.id, "http://127.0.0.1:1")
         mine.metrics({"loss": 3.0}, 0)
@@ -220,10 +221,10 @@ def test_a_server_that_comes_back_gets_all_that_was_logged_meanwhile(server, beg
 
 
 def test_what_waits_for_a_server_has_a_bound(begin, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "BUFFER", 1000)
-    monkeypatch.setattr(tracking, "LAST_TRY", 0.2)
+    monkeypatch.setattr(recording, "BUFFER", 1000)
+    monkeypatch.setattr(recording, "LAST_TRY", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with begin() as run, caplog.at_level(logging.WARNING, tracking.log.name):
+    with begin() as run, caplog.at_level(logging.WARNING, recording.log.name):
         mine = tracking.attach(run.id, "http://127.0.0.1:1")
         for step in range(20):
             mine.metrics({"loss": 1.0}, step)
@@ -233,7 +234,7 @@ def test_what_waits_for_a_server_has_a_bound(begin, monkeypatch, caplog):
 
 
 def test_what_the_server_refuses_does_not_hold_the_rest_up(begin, caplog):
-    with begin() as run, caplog.at_level(logging.WARNING, tracking.log.name):
+    with begin() as run, caplog.at_level(logging.WARNING, recording.log.name):
         run.metrics({"loss": float("nan"), "no/good?name": 1.0}, 0)
         run.image("a.png", np.zeros((4, 4, 3), np.uint8))
         run.metrics({"loss": 0.5}, 1)
@@ -261,15 +262,15 @@ def test_git_revision_is_the_codes_own(monkeypatch, tmp_path):
     def git(*arguments):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
 
-    file = tmp_path / "tracking.py"
+    file = tmp_path / "revision.py"
     file.write_text("")
-    monkeypatch.setattr(tracking, "__file__", str(file))
+    monkeypatch.setattr(revision, "__file__", str(file))
     assert tracking.git_revision() is None
     git("init", "-q")
     assert tracking.git_revision() is None  # installed into somebody else's repository
-    git("add", "tracking.py")
+    git("add", "revision.py")
     git("commit", "-qm", "a")
-    revision = tracking.git_revision()
-    assert re.fullmatch("[0-9a-f]{40}", revision)
+    found = tracking.git_revision()
+    assert re.fullmatch("[0-9a-f]{40}", found)
     file.write_text("changed")
-    assert tracking.git_revision() == revision + "+"
+    assert tracking.git_revision() == found + "+"
