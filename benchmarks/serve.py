@@ -2,10 +2,11 @@
 
 Both sides decode, restore whole pictures (by a UNet wider than the preset's, so that a step takes as long as a real
 model's on an accelerator) and encode. One process has all cores for its network; the endpoint shares them between its
-replicas. Saturation: as many clients as two batches for each replica, with one request at a time. Latency: requests at
-a steady pace, some share of the saturated rate, whatever has been answered. Clients run on the same machine, which
-counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step takes 100 ms or more (aimed at
-0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
+replicas; as many processes as there are replicas, without an endpoint, are told besides, since a network may be slow
+to use several cores. Saturation: as many clients as two batches for each replica, with one request at a time.
+Latency: requests at a steady pace, some share of the saturated rate, whatever has been answered. Clients run on the
+same machine, which counts against the endpoint. Exits with 1 below 0.9 of the direct rate where a model step takes
+100 ms or more (aimed at 0.95), or where refusals at twice the capacity take over 0.1 s (median) or 0.5 s (99 %).
 """
 
 import argparse
@@ -147,36 +148,42 @@ def measure(folder: Path, pictures: list[bytes], settings: Settings, seconds: fl
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=limits) as client:
         saturated(client, pictures, min(3, seconds), clients)
         alone = median(ask(client, pictures[0])[0] for _ in range(15))
-        rates, direct_ = [], []
+        rates, direct_, several = [], [], []
         for _ in range(rounds):
             rates.append(saturated(client, pictures, seconds, clients))
-            direct_.append(_direct_apart(folder, pictures, seconds, threads))
+            direct_ += _direct_apart(folder, pictures, seconds, threads, 1)
+            apart = _direct_apart(folder, pictures, seconds, settings.threads, replicas)
+            several.append(sum(one["rate"] for one in apart))
         rate = median(rates)
         loads = {share: paced(client, pictures, share * rate, seconds) for share in LOADS}
     serve.shutdown()
     told = {key: median(one[key] for one in direct_) for key in direct_[0]}
     return {
-        "direct": told, "http": {"rate": rate, "alone": alone}, "ratio": rate / told["rate"],
+        "direct": told, "http": {"rate": rate, "alone": alone}, "several": median(several),
+        "ratio": rate / told["rate"], "ratio of several": rate / median(several),
         "overhead": alone - told["alone"], "loads": loads, "rates": rates,
-        "direct rates": [one["rate"] for one in direct_],
+        "direct rates": [one["rate"] for one in direct_], "rates of several": several,
     }  # fmt: skip
 
 
-def _direct_apart(folder: Path, pictures: list[bytes], seconds: float, threads: int) -> dict[str, float]:
-    """`direct`, in a process of its own, while the endpoint idles."""
+def _direct_apart(
+    folder: Path, pictures: list[bytes], seconds: float, threads: int, processes: int
+) -> list[dict[str, float]]:
+    """`direct`, in so many processes at the same time, while the endpoint idles."""
     with tempfile.TemporaryDirectory() as name:
         for number, body in enumerate(pictures):
             (Path(name) / f"{number}.jpg").write_bytes(body)
         command = [sys.executable, "-m", "benchmarks.serve", "--direct", str(folder), name, str(seconds), str(threads)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        begun = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        said = [process.communicate()[0] for process in begun]
+    return [json.loads(text.splitlines()[-1]) for text in said]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
-    parser.add_argument("--wider", type=int, default=4, help="how much wider the UNet is than the preset's")
+    parser.add_argument("--wider", type=int, default=6, help="how much wider the UNet is than the preset's")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides in turn, whose medians count")
     parser.add_argument("--replicas", type=int, default=os.cpu_count(), help="of the endpoint")
@@ -225,7 +232,12 @@ def report(result: dict[str, Any]) -> str:
     direct_, http = result["direct"], result["http"]
     clients = 2 * BATCH * result["replicas"]
     rates = [
-        {"side": "direct, batches of 8", "pictures/s": direct_["rate"], "one alone, ms": direct_["alone"] * 1e3},
+        {
+            "side": "direct, one process, batches of 8",
+            "pictures/s": direct_["rate"],
+            "one alone, ms": direct_["alone"] * 1e3,
+        },
+        {"side": f"direct, {result['replicas']} processes", "pictures/s": result["several"], "one alone, ms": "-"},
         {"side": f"HTTP, {clients} at a time", "pictures/s": http["rate"], "one alone, ms": http["alone"] * 1e3},
     ]
     loads = [
@@ -238,9 +250,10 @@ def report(result: dict[str, Any]) -> str:
         f"{result['replicas']} replicas of {result['threads']} threads",
         f"{result['date']}; {result['cpu']}, {result['cores']} cores; Python {result['python']}, {versions}. "
         "Random weights, float32; clients on the same machine; medians of both sides in turn.",
-        f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of the direct "
-        f"rate (held to {RATIO} where a step takes {STEP * 1e3:.0f} ms or more, aimed at 0.95), and a request alone "
-        f"takes {result['overhead'] * 1e3:.1f} ms more.",
+        f"A model step takes {direct_['step'] * 1e3:.0f} ms. The endpoint answers {result['ratio']:.3f} of one "
+        f"process's rate (held to {RATIO} where a step takes {STEP * 1e3:.0f} ms or more, aimed at 0.95), "
+        f"{result['ratio of several']:.3f} of that of {result['replicas']} processes, and a request alone takes "
+        f"{result['overhead'] * 1e3:.1f} ms more.",
         record.table(rates),
         "Requests at a steady pace, as a multiple of the saturated rate:\n\n" + record.table(loads),
     ]
