@@ -25,12 +25,13 @@ def refuse_unshared(storage: Store, read: Sequence[str]) -> None:
     mark = f".shared-{uuid.uuid4().hex}"
     storage.put(mark, b"")
     try:
-        advice = f"give a URL or a folder that all nodes share as {STORAGE}"
-        _refuse_missing(nodes, storage.label(mark), str(storage), advice)
+        if fault := _unseen(nodes, storage.label(mark)):
+            raise UserError(f"{storage}: {fault}; give a URL or a folder that all nodes share as {STORAGE}")
     finally:
         storage.remove(mark)
     for place in read:
-        _refuse_missing(nodes, place, place, "put it where all nodes reach it")
+        if fault := _unseen(nodes, place):
+            raise UserError(f"{place}: {fault}; put it where all nodes reach it")
 
 
 def _refuse_file(address: str) -> None:
@@ -41,11 +42,10 @@ def _refuse_file(address: str) -> None:
         )
 
 
-def _refuse_missing(nodes: dict[str, str], place: str, name: str, advice: str) -> None:
+def _unseen(nodes: dict[str, str], place: str) -> str:
+    """What is wrong with a file or folder as the first node has it that does not see it, and which; "" if all do."""
     asked = {node: _look.options(scheduling_strategy=_only(node)).remote(place) for node in nodes}
-    for node, host in nodes.items():
-        if fault := ray.get(asked[node]):
-            raise UserError(f"{name}: {fault} on {host}; {advice}")
+    return next((f"{fault} on {host}" for node, host in nodes.items() if (fault := ray.get(asked[node]))), "")
 
 
 def _only(node: str) -> NodeAffinitySchedulingStrategy:
