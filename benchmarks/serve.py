@@ -10,6 +10,7 @@ same machine, which counts against the endpoint. Exits with 1 below 0.9 of the d
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -174,8 +175,9 @@ def _direct_apart(
         for number, body in enumerate(pictures):
             (Path(name) / f"{number}.jpg").write_bytes(body)
         command = [sys.executable, "-m", "benchmarks.serve", "--direct", str(folder), name, str(seconds), str(threads)]
-        begun = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-        said = [process.communicate()[0] for process in begun]
+        with ThreadPoolExecutor(processes) as pool:
+            begin = functools.partial(subprocess.run, stdout=subprocess.PIPE, check=True, text=True)
+            said = [done.stdout for done in pool.map(begin, [command] * processes)]
     return [json.loads(text.splitlines()[-1]) for text in said]
 
 
