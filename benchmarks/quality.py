@@ -211,7 +211,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "conditions": conditions(rows),
         "photographs": {"faces": len(first), "draws": options.draws, "rows": real_rows},
-        "missing": [one.__dict__ for one in suite.missing],
+        "missing": [{"name": one.name, "file": one.file} for one in suite.missing],
     }
 
 
