@@ -20,6 +20,7 @@ PLACEHOLDER = re.compile(r"\[|FORMAT$|N$")  # of a line within a sentence: no va
 NEEDS = {
     "--config paper": "FFHQ, SD 2.1-base, GPUs",
     "--config ablations/": "FFHQ, SD 2.1-base, GPUs",
+    "--config shipped": "an hour and a half: make quality",
     "--device cuda": "a GPU",
     "--measure": "memory for sd21: benchmarks/results/restore.md",
     "--set celeba_test": "the test sets",
