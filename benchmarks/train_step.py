@@ -299,7 +299,7 @@ def main() -> int:
     if options.run:
         stage, turns, block, side, rank = options.run
         kind = OSDConfig if stage == "osd" else VREConfig
-        config = kind.model_validate_json((Path(turns) / "config.json").read_text())
+        config = kind.model_validate(json.loads((Path(turns) / "config.json").read_text()))
         if side == "bare":
             bare(stage, config, Path(turns), int(block), int(rank))
         else:
