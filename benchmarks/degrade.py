@@ -146,15 +146,16 @@ def main() -> int:
     for recipe in recipes:  # tables of quantiles are made once in a process
         race(recipe, 2, 1)
     races = [race(recipe, options.draws, options.repeat) for recipe in recipes]
+    few = max(1, options.draws // 4)
     off = defaultdict(list)
     for recipe in recipes:
-        for op, values in compared(recipe, options.draws // 4).items():
+        for op, values in compared(recipe, few).items():
             off[op] += values
     steps = [
         {"operator": op, "pictures": len(values), "largest": max(values), "mean of largest": mean(values)}
         for op, values in sorted(off.items())
     ]
-    profiles = {recipe.name: where_the_time_goes(recipe, options.draws // 4) for recipe in held}
+    profiles = {recipe.name: where_the_time_goes(recipe, few) for recipe in held}
     machine = record.machine(["opencv-python-headless", "numpy", "scipy", "albumentations"])
     text = report(machine, races, steps, profiles)
     record.write("degrade", {**machine, "races": races, "steps": steps, "profiles": profiles}, text, options.out)
