@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = "3"  # of the parameters and the drawing: part of every picture's provenance
+VERSION = "4"  # of the parameters and the drawing: part of every picture's provenance
 
 Colour = tuple[float, float, float]  # sRGB in [0, 1]
 

@@ -11,10 +11,14 @@ from osdface.procedural.parameters import Face
 from osdface.procedural.strands import Layer, dark
 
 
+LENS = 0.45  # deviation of its blur in pixels; with the pixel's own square it is half a pixel, as renderers' filters have
+
+
 def render(face: Face, size: int) -> Array:
     """Draw a face: (size, size, 3) uint8 RGB, size from 32 up. A pure function; a face looks the same at every size."""
     side = min(2 * size, size + 128)  # drawn larger and averaged, the more so the coarser the pixels
-    return cv2.resize(_photograph(face, side), (size, size), interpolation=cv2.INTER_AREA)
+    seen = cv2.GaussianBlur(_photograph(face, side), (0, 0), LENS * side / size)
+    return cv2.resize(seen, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _photograph(face: Face, side: int) -> Array:
