@@ -11,7 +11,7 @@ from osdface.procedural.parameters import Face
 from osdface.procedural.strands import Layer, dark
 
 
-LENS = 0.45  # deviation of its blur in pixels; with the pixel's own square it is half a pixel, as renderers' filters have
+LENS = 0.45  # pixels of its blur; with the pixel's own square it is half a pixel, the usual filter of renderers
 
 
 def render(face: Face, size: int) -> Array:
