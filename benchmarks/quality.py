@@ -26,12 +26,11 @@ from benchmarks.judging import Judge, Measured
 from degradations.degrade import degrade
 from degradations.recipe import Recipe
 from osdface.errors import UserError
-from pipelines import metrics
+from pipelines import metrics, outputs
 from pipelines.metrics.protocol import Suite
 
 DOCS = Path(__file__).parents[1] / "docs"
 RATES = (3e-4, 1e-3, 3e-3)
-SECONDS = 3000.0  # of the baseline at each: what stage 2 of the bundle that ships took on the two cores it was made on
 LQ, L1, OURS = "LQ", "L1 UNet", "ours"
 GAIN = 3.0  # dB above LQ
 # What is held to, by the beginnings of metrics' names; identity against the L1 UNet is told, and no more.
@@ -211,8 +210,15 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def train(options: argparse.Namespace, size: int) -> list[Path]:
-    out = options.train_only or options.work
-    return baseline.trained(options.data, out, size, options.rates, options.seconds, options.batch, options.device)
+    out, seconds = options.train_only or options.work, options.seconds or taken(options.model)
+    return baseline.trained(options.data, out, size, options.rates, seconds, options.batch, options.device)
+
+
+def taken(model: str | None) -> float:
+    """Seconds that stage 2 took. Raises UserError for another model than a training's own folder."""
+    if model and Path(model).is_dir() and (seconds := outputs.receipt(model).get("seconds")):
+        return seconds
+    raise UserError("--seconds: give how long the baseline may train; only a training's own folder tells that itself")
 
 
 def _parameters(model: str) -> int:
@@ -294,7 +300,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="the pair dataset that it was trained on, and the baseline is")
     parser.add_argument("--test", help="a dataset whose split test has the held-out faces; else that of --data")
     parser.add_argument("--count", type=int, default=256, help="held-out faces")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the baseline's training at each rate")
+    parser.add_argument("--seconds", type=float, help="of the baseline's training at each rate; else the model's")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates of the baseline")
     parser.add_argument("--batch", type=int, default=32, help="pictures of a step of the baseline")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -23,7 +23,7 @@ from pipelines.pairs.manifest import MANIFEST, Manifest, checked_manifest
 from pipelines.store import Store, storage
 from pipelines.synthesize.build import absolute, synthesize
 from pipelines.synthesize.config import Virtual
-from pipelines.training import Progress, TrainConfig, alone, checks
+from pipelines.training import Progress, TrainConfig, alone, checkpoints, checks
 from pipelines.training.worker import Worker
 
 Settings = TypeVar("Settings", bound=Strict)
@@ -145,6 +145,7 @@ def _trained(
         checkpoint = _fit(name, config, loop, progress) if config.workers else _alone(name, config, loop, progress)
         preemption.refuse_unfinished(checkpoint)
         note = {"format_version": FORMAT, "stage": stage, "digest": planned.digest, "export": config.export}
+        note["seconds"] = checkpoints.seconds(checkpoint)
         with _answering(Store(config.out)):
             outputs.place(checkpoint, config.out, note | {"run_id": run.id, **origin})
         run.tag({"output": str(config.out), "run_name": name})

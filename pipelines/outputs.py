@@ -19,7 +19,10 @@ BEGUN = ".training.json"  # at a URL: the digest of the run whose output is bein
 
 
 def receipt(folder: Reference) -> dict[str, Any]:
-    """What `place` noted beside an output: stage, digest, run_id, runs, dataset_digest. Empty for foreign folders."""
+    """What `place` noted beside an output: stage, digest, run_id, runs, dataset_digest, seconds of training.
+
+    Empty for foreign folders.
+    """
     try:
         return json.loads(Store(folder).read(RECEIPT))
     except (FileNotFoundError, NotADirectoryError):

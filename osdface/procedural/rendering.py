@@ -10,7 +10,6 @@ from osdface.procedural.lighting import Light, develop
 from osdface.procedural.parameters import Face
 from osdface.procedural.strands import Layer, dark
 
-
 LENS = 0.45  # pixels of its blur; with the pixel's own square it is half a pixel, the usual filter of renderers
 
 

@@ -85,14 +85,14 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def write(folder: Path, snapshot: Snapshot, **note: Any) -> int:
-    """Write a snapshot and what else is noted of it; returns the bytes written."""
+def write(folder: Path, snapshot: Snapshot, seconds: float, **note: Any) -> int:
+    """Write a snapshot, the seconds that training took up to it, and what else is noted; returns the bytes written."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(snapshot.state, folder / STATE)
     save_file(snapshot.moments, folder / MOMENTS)
     where = {"phase": snapshot.phase, "step": snapshot.step, "positions": snapshot.positions}
-    text = json.dumps({"format_version": FORMAT, **where, "exported": snapshot.exported, **note}, indent=2)
-    (folder / NOTE).write_text(text)
+    noted = {"format_version": FORMAT, **where, "exported": snapshot.exported, "seconds": seconds, **note}
+    (folder / NOTE).write_text(json.dumps(noted, indent=2))
     return sum(path.stat().st_size for path in (folder / STATE, folder / MOMENTS))
 
 
@@ -105,6 +105,11 @@ def note(folder: Reference) -> dict[str, Any]:
             "--resume never"
         )
     return found
+
+
+def seconds(folder: Reference) -> float:
+    """What training took up to a checkpoint; 0 where that was not noted yet."""
+    return note(folder).get("seconds", 0.0)
 
 
 def read(folder: Path) -> Snapshot:

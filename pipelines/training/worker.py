@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -46,6 +47,7 @@ class Worker:
     data: PairDataset = field(init=False)
     validation: PairDataset = field(init=False)
     averages: dict[str, Tensor] = field(init=False, default_factory=dict)  # "ema/NAME" as of the last snapshot
+    since: float = field(init=False, default_factory=time.perf_counter)  # less the time up to the checkpoint
 
     def __post_init__(self) -> None:
         self.data, self.validation = self.config.pairs("train"), PairDataset(self.config.folder, "val")
@@ -71,6 +73,7 @@ class Worker:
 
     def _train(self, checkpoint: Path | None) -> None:
         snapshot = checkpoints.read(checkpoint) if checkpoint else None
+        self.since -= checkpoints.seconds(checkpoint) if checkpoint else 0.0
         if snapshot and snapshot.exported == self.config.export:
             return
         phases = self._begin(snapshot)
@@ -222,9 +225,13 @@ class Worker:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             if self.rank == 0:
-                size = checkpoints.write(folder, snapshot, name=phase, scores=scores)
+                size = checkpoints.write(folder, snapshot, self._spent(), name=phase, scores=scores)
                 self._tell(phase, step, {"checkpoint_mib": size / 2**20})
             self.report(metrics, folder if self.rank == 0 else None)
+
+    def _spent(self) -> float:
+        """Seconds of this training, over all its beginnings; not those that a kill undid."""
+        return time.perf_counter() - self.since
 
     def _export(self, snapshot: Snapshot) -> None:
         """Write the stage's output, from the weights that the configuration chooses, into the last checkpoint."""
@@ -236,5 +243,5 @@ class Worker:
             if self.rank == 0:
                 self.stage.save(folder / OUTPUT)
                 snapshot.exported = self.config.export
-                checkpoints.write(folder, snapshot)
+                checkpoints.write(folder, snapshot, self._spent())
             self.report({"phase": snapshot.phase, "step": 0}, folder if self.rank == 0 else None)

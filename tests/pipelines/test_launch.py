@@ -76,6 +76,7 @@ def test_outputs_are_whole_and_say_where_they_come_from(trained, pairs):
     note = receipt(trained["osd"].out)
     assert note["digest"] == trained["osd"].digest
     assert note["dataset_digest"] == manifest["digest"]
+    assert note["seconds"] > 0
     assert not [path for path in trained["osd"].out.parent.iterdir() if path.name.startswith(".")]
 
 

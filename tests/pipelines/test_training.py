@@ -305,6 +305,17 @@ def test_micro_batches_change_nothing(stage1, pairs, tmp_path):
     assert_same(*results, 1e-6)
 
 
+def test_a_checkpoint_tells_how_long_training_took_over_all_its_beginnings(stage1, pairs, tmp_path, whole_stage_2):
+    config = osd_config(stage1, pairs, tmp_path / "out", duration={"steps": 4}, checkpoint_every=2, ema=0.5)
+    whole = [checkpoints.seconds(folder) for folder in whole_stage_2.kept]
+    assert 0 < whole[0] < whole[-1]
+    earlier = shutil.copytree(whole_stage_2.kept[0], tmp_path / "earlier")
+    note = json.loads((earlier / "state.json").read_text())
+    (earlier / "state.json").write_text(json.dumps(note | {"seconds": 1e6}))
+    later = trained(config, OSDStage, tmp_path / "second", checkpoint=earlier).kept
+    assert 1e6 < checkpoints.seconds(later[0]) < checkpoints.seconds(later[-1]) < 1e6 + 600
+
+
 def test_a_finished_checkpoint_is_not_trained_again(pairs, tmp_path, whole_stage_2, stage1):
     config = osd_config(stage1, pairs, duration={"steps": 4}, checkpoint_every=2, ema=0.5)
     assert not trained(config, OSDStage, tmp_path / "again", checkpoint=whole_stage_2.kept[-1]).kept
