@@ -153,7 +153,7 @@ def write_lora(lora: "dict[str, Tensor]", folder: Path, shape: presets.LoRAShape
     """Write a UNet's LoRA, by peft's names, as diffusers does: `folder`/pytorch_lora_weights.safetensors."""
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-    from osdface.generator import lora_config
+    from osdface.lora import lora_config
 
     metadata = lora_config(shape).to_dict() | {"target_modules": sorted(shape.targets)}
     StableDiffusionLoraLoaderMixin.save_lora_weights(folder, _contiguous(lora), unet_lora_adapter_metadata=metadata)

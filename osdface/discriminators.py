@@ -89,7 +89,7 @@ class LatentDiscriminator(nn.Module):
         super().__init__()
         from peft import inject_adapter_in_model  # here, since stage 1 has no need of it
 
-        from osdface.generator import lora_config
+        from osdface.lora import lora_config
 
         if options.backbone:
             unet = _backbone(options.backbone, unet, options.context)

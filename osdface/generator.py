@@ -3,13 +3,13 @@
 from typing import Literal, NamedTuple
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from osdface.base import Base
 from osdface.diffusion import one_step
 from osdface.errors import UserError
-from osdface.presets import VISUAL_PROMPTS, LoRAShape, Preset
+from osdface.lora import lora_config
+from osdface.presets import VISUAL_PROMPTS, Preset
 from osdface.prompts import new_adapter, new_embedder
 from osdface.prompts.protocol import Embedder
 
@@ -22,11 +22,6 @@ class Restored(NamedTuple):
     image: Tensor
     latent: Tensor
     prompt: Tensor
-
-
-def lora_config(shape: LoRAShape) -> LoraConfig:
-    """peft's configuration of a preset's adapters; B starts at zero, so an untrained adapter changes nothing."""
-    return LoraConfig(r=shape.rank, lora_alpha=shape.alpha, target_modules=list(shape.targets))
 
 
 class OneStepGenerator(nn.Module):

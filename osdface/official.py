@@ -155,7 +155,7 @@ def read_lora(
 def _lora_shapes(unet: Any, shape: presets.LoRAShape) -> "dict[str, Size]":
     from peft.utils import get_peft_model_state_dict
 
-    from osdface.generator import lora_config
+    from osdface.lora import lora_config
 
     try:
         unet.add_adapter(lora_config(shape))

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from osdface.base import new_base
-from osdface.generator import OneStepGenerator, lora_config
+from osdface.generator import OneStepGenerator
+from osdface.lora import lora_config
 from osdface.presets import Preset
 from osdface.prompts import new_adapter, new_embedder
 

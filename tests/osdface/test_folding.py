@@ -12,7 +12,8 @@ from osdface import winograd
 from osdface.errors import UserError
 from osdface.folding import FoldedGenerator, fold, fold_time
 from osdface.fused import FusedResBlock, FusedUpsample, group_scale
-from osdface.generator import OneStepGenerator, lora_config
+from osdface.generator import OneStepGenerator
+from osdface.lora import lora_config
 from osdface.presets import Preset, preset
 from osdface.profile import fresh_generator
 

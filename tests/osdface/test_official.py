@@ -208,7 +208,7 @@ def test_a_long_list_is_cut(small):
 def test_a_lora_with_a_module_left_out_is_refused(small):
     name = "unet.conv_out.lora_B.weight"
     change_lora(small["lora"], lambda state: state.pop(name))
-    refused(small, r"1 tensors differ.*: conv_out\.lora_B\.weight \(8, 16, 1, 1\) is missing")
+    refused(small, r"1 tensors differ.*: conv_out\.lora_B\.weight \(8, 64, 1, 1\) is missing")
 
 
 def test_a_lora_of_another_base_is_refused(small):
