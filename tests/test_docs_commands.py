@@ -43,7 +43,7 @@ NEEDS = {
     "--url": "an endpoint: tests/test_whole_chain.py",
     "models ": "a registry with trained versions: tests/test_whole_chain.py, tests/jobs, tests/pipelines",
     "champion": "a registry with a champion: tests/test_whole_chain.py",
-    "--count 4000": "minutes",
+    "--count 6000": "minutes",
     "--model REF": "the same with names: quickstart.md",
     "--restored DIR": "pictures of a method: tests/jobs/test_evaluate_command.py",
     "--no-reference DIR": "the same",

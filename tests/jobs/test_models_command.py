@@ -50,7 +50,7 @@ def test_out_and_in_again(folder, tmp_path, home, capfd):
     told = answer(capfd, *again, *adapter, "--register")
     assert (told["code"], told["version"], told["vre_input"], told["left_out"]) == (0, "1", "once", {})
     assert told["bundle_digest"] == bundle.digest(tmp_path / "again")
-    assert told["lora"]["rank"] == 16
+    assert told["lora"]["rank"] == 64
     for name in (bundle.LORA, bundle.VRE, bundle.ADAPTER):
         before, after = load_file(folder / name), load_file(tmp_path / "again" / name)
         assert before.keys() == after.keys()

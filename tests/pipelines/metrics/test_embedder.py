@@ -46,7 +46,7 @@ def test_the_file_says_what_it_is():
         about = json.loads(file.metadata()["about"])
         assert all(file.get_tensor(name).dtype == torch.float16 for name in file.keys())  # noqa: SIM118
     assert about["licence"] == "Apache-2.0"
-    assert about["generator"] == f"osdface.procedural {VERSION}"
+    assert about["generator"].startswith("osdface.procedural ")  # of any version: the next test is of this one's faces
     assert float(about["verification_accuracy"]) >= 0.95
     assert embedder.FILE.stat().st_size <= 2_500_000
 
