@@ -112,6 +112,7 @@ class Running:
                 )
             leased: dict[str, Any] = {"share": share, "shadow": shadow, "until": now + seconds}
             if not routing.at_stake() or not serve.is_live(slot):
+                serve.vacate(slot)
                 serve.change(slot=application.live_slot(slot, loaded, serve.settings()))
                 try:
                     serve.wait(slot, loaded)
@@ -238,6 +239,12 @@ class _Serve:
         idle = self._deployment(self.application(), slot) | {"autoscaling_config": application.IDLE}
         self.change(idle=idle)
 
+    def vacate(self, slot: Slot) -> None:
+        """Unload a slot until its last replica is gone: Serve counts what befalls it then as the next version's."""
+        if self.is_live(slot):
+            self.unload(slot)
+        self._until(lambda: not self._status(slot).replica_states, f"slot '{slot}' does not let go of its replicas")
+
     def change(self, **parts: dict[str, Any]) -> None:
         """Deploy the application with other deployments in place of those of the same names."""
         from ray.serve.schema import ServeDeploySchema
@@ -258,14 +265,17 @@ class _Serve:
             time.sleep(POLL)
 
     def _loaded(self, slot: Slot, loaded: Loaded) -> bool:
-        from ray import serve
-
-        status: Any = serve.status().applications[NAME].deployments[slot]
+        status = self._status(slot)
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or "failed to start" in status.message:
             raise UserError(f"{self.url}: version {loaded.model.version} does not load: {last_line(status.message)}")
         if status.status != "HEALTHY" or not status.replica_states.get("RUNNING"):
             return False
         return self.handle(slot).loaded.remote().result(timeout_s=LOADING) == loaded
+
+    def _status(self, slot: Slot) -> Any:
+        from ray import serve
+
+        return serve.status().applications[NAME].deployments[slot]
 
     def _until(self, done: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + LOADING

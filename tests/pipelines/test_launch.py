@@ -103,7 +103,7 @@ def test_runs_hold_metrics_sheets_and_parents(trained):
     assert run.data.tags["osdface.run.vre"] == trained["vre"].run_id
     assert {"osd/gradient_norm/generator", "osd/lr/discriminator", "osd/memory_gib"} <= set(run.data.metrics)
     assert 0 <= run.data.metrics["osd/data_wait"] < 1
-    assert 0 < run.data.metrics["osd/checkpoint_mib"] < 8
+    assert 0 < run.data.metrics["osd/checkpoint_mib"] < 16
     assert {path.path for path in client.list_artifacts(run.info.run_id, "sheet")} == {
         "sheet/start.png", "sheet/osd-0000002.png", "sheet/end.png",
     }  # fmt: skip
