@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from osdface import bundle, identity, presets, prompts
@@ -40,6 +41,8 @@ class OSDLosses(Strict):
     perceptual: float = 1.0  # eq. 14, lambda_per
     identity: float = 0.1  # eq. 13, lambda_ID
     adversarial: float = 0.01  # eq. 15, lambda_dis
+    # The step at which the discriminator begins, as in VQGAN's training; not in the paper.
+    adversarial_start: int = Field(default=0, ge=0)
 
 
 class Perceptual(Strict):
@@ -222,6 +225,8 @@ class OSDStage:
     def step(self, step: Step) -> Metrics:
         """One generator step (eq. 12), then one discriminator step (eq. 16) on the same pictures."""
         generator, discriminator = step.engines["generator"], step.engines.get("discriminator")
+        if step.index < self.config.losses.adversarial_start:
+            discriminator = None
         restored = generator(step.batch["lq"], *self._known(step))
         terms = self._compared(restored.image, step.batch["hq"])
         if discriminator:

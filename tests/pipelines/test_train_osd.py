@@ -121,6 +121,19 @@ def test_without_an_adversary_there_is_no_discriminator_to_train(parts):
     assert set(metrics) == {"mse"}
 
 
+def test_the_discriminator_begins_when_it_is_told(parts):
+    stage = OSDStage(config(parts, losses={"perceptual": 0, "identity": 0, "adversarial_start": 2}), CPU, {})
+    before = copy.deepcopy(stage.discriminator.state_dict())
+    (phase,) = stage.phases()
+    engines = {name: Plain(module, how) for name, (module, how) in phase.engines.items()}
+    seen = []
+    for index in range(3):
+        names = set(phase.step(Step(index, pictures(index), engines, torch.Generator().manual_seed(index))))
+        same = all(torch.equal(tensor, before[name]) for name, tensor in stage.discriminator.state_dict().items())
+        seen.append(("adversarial" in names, "discriminator" in names, same))
+    assert seen == [(False, False, True), (False, False, True), (True, True, False)]
+
+
 def test_options_change_what_is_trained(parts):
     plain = trained(OSDStage(config(parts), CPU, {}), 2)[-1]
     for changes in (
