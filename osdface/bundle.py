@@ -59,7 +59,8 @@ class Provenance(Strict):
 
 
 class BundleConfig(Strict):
-    """config.json of a bundle. vre_input, lora: where absent (older bundles), the preset's."""
+    """config.json of a bundle. vre_input, lora: where absent (older bundles), the preset's; timestep: every preset's
+    when older bundles were made."""
 
     format_version: Literal[2] = FORMAT_VERSION
     preset: str
@@ -68,6 +69,7 @@ class BundleConfig(Strict):
     provenance: Provenance = Provenance()
     vre_input: presets.VREInput | None = None
     prompt: presets.PromptKind = "vre"
+    timestep: int = 399
     lora: presets.LoRAShape | None = None
     files: dict[str, str] = {}
 
@@ -75,7 +77,7 @@ class BundleConfig(Strict):
         """The preset with what this bundle has otherwise."""
         preset = presets.preset(self.preset)
         vre = preset.vre.model_copy(update={"input": self.vre_input or preset.vre.input})
-        own = {"vre": vre, "prompt": self.prompt, "lora": self.lora or preset.lora}
+        own = {"vre": vre, "prompt": self.prompt, "timestep": self.timestep, "lora": self.lora or preset.lora}
         return preset.model_copy(update=own)
 
     def weights(self) -> set[str]:
@@ -116,6 +118,7 @@ def save(
         provenance=provenance,
         vre_input=embedder.shape.input if isinstance(embedder, VisualEmbedder) else None,
         prompt=embedder.kind,
+        timestep=generator.timestep,
         lora=presets.LoRAShape(rank=peft.r, alpha=peft.lora_alpha, targets=sorted(peft.target_modules)),
     )
     lora = get_peft_model_state_dict(generator.unet)

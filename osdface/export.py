@@ -91,7 +91,10 @@ def _official(folder: Path, config: bundle.BundleConfig, out: Path) -> list[str]
         notes.append(
             "the published program normalises the VRE's input twice, this model once: its pictures differ there"
         )
-    if shape.vre != preset("sd21").vre.model_copy(update={"input": shape.vre.input}):
+    published = preset("sd21")
+    if shape.timestep != published.timestep:
+        notes.append(f"the published program takes its step at {published.timestep}, this model at {shape.timestep}")
+    if shape.vre != published.vre.model_copy(update={"input": shape.vre.input}):
         notes.append(f"the published program cannot load a VRE of preset '{config.preset}'; ours can")
     return notes
 

@@ -82,6 +82,7 @@ def import_official(
         provenance=bundle.Provenance(imported={path.name: sha256(path) for path in sources}),
         vre_input=vre_input,
         prompt=kind,
+        timestep=plain.timestep,
         lora=lora_shape,
     )
     return Imported(bundle.write(bundle.Parts(lora_tensors, vre_tensors, adapter_tensors), out, config, base), unused)

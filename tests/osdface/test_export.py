@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from osdface import bundle, official, presets
@@ -17,6 +17,7 @@ from osdface.prompts import new_embedder
 from osdface.restorer import Restorer
 
 TINY = presets.preset("tiny")
+ALPHA_BAR = float(DDIMScheduler(**TINY.scheduler).alphas_cumprod[TINY.timestep])
 FILES = {"vre": "associate_2.ckpt", "lora": bundle.LORA, "adapter": "embedding_change_weights.pth"}
 
 
@@ -46,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs() -> tuple[torch.Tensor, int, torch.Tensor]:
-    return torch.randn(2, 8, 32, 32), 399, torch.randn(2, 24, 64)
+    return torch.randn(2, 8, 32, 32), TINY.timestep, torch.randn(2, 24, 64)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def ours(folder, inputs) -> torch.Tensor:
 
 
 def test_a_stock_pipeline_loads_base_and_lora(folder, ours, inputs, tmp_path):
-    assert "timestep 399" in export(folder, "diffusers", tmp_path / "out")[0]
+    assert f"timestep {TINY.timestep}" in export(folder, "diffusers", tmp_path / "out")[0]
     texts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out", **texts)
     plain = pipeline.unet(*inputs).sample
@@ -80,7 +81,7 @@ def test_merged_tensors_alone_make_the_same_networks(folder, ours, inputs, tmp_p
     torch.testing.assert_close(unet(*inputs).sample, ours, atol=1e-5, rtol=1e-4)
     vae = AutoencoderKL.from_config(config["vae"])
     vae.load_state_dict(load_file(tmp_path / "out" / "vae.safetensors"))
-    assert config["alpha_bar"] == pytest.approx(0.42608613)
+    assert config["alpha_bar"] == pytest.approx(ALPHA_BAR)
     assert config["vre"]["input"] == "twice"
     for name, file in (("vre", bundle.VRE), ("prompt_adapter", bundle.ADAPTER)):
         found, kept = load_file(tmp_path / "out" / f"{name}.safetensors"), load_file(folder / file)
@@ -93,6 +94,7 @@ def test_out_to_the_official_layout_and_in_again_changes_no_tensor(tmp_path, kin
     folder = make(tmp_path, kind)
     notes = export(folder, "official", tmp_path / "out")
     assert "--lora_rank 4 --lora_alpha 6" in notes[0]
+    assert f"its step at 399, this model at {TINY.timestep}" in " ".join(notes)
     assert any("--cat_prompt_embedding" in note for note in notes) == (kind == "vre_cat")
     files = {name: tmp_path / "out" / file for name, file in FILES.items()}
     files |= {"adapter": None} if kind == "vre_cat" else {}

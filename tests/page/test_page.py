@@ -300,8 +300,8 @@ def test_all_of_it_works_by_keyboard(page, endpoint):
                 return
         raise AssertionError(f"Tab does not lead to {selector}")
 
-    tab_to("#file")
-    with page.expect_file_chooser() as chooser:
+    with page.expect_file_chooser() as chooser:  # from before: Chromium must know of it when the key arrives
+        tab_to("#file")
         page.keyboard.press("Space")
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": picture()})
     expect(page.locator("#work")).to_have_attribute("data-has", "both")
