@@ -17,7 +17,7 @@ from osdface.config import Strict
 from osdface.diffusion import forward_diffusion
 from osdface.discriminators import LatentDiscriminator, LatentOptions
 from osdface.errors import UsageError, UserError
-from osdface.generator import LatentChoice, OneStepGenerator
+from osdface.generator import LatentChoice, OneStepGenerator, Restored
 from osdface.losses import adversarial, perceptual
 from osdface.losses.adversarial import LatentLoss
 from osdface.losses.identity import identity_loss
@@ -43,6 +43,9 @@ class OSDLosses(Strict):
     adversarial: float = 0.01  # eq. 15, lambda_dis
     # The step at which the discriminator begins, as in VQGAN's training; not in the paper.
     adversarial_start: int = Field(default=0, ge=0)
+    # The share of pictures, at least one of a micro-batch, that all terms but MSE look at: their networks cost more
+    # than a small generator, and a mean over fewer pictures is still their mean.
+    share: float = Field(default=1.0, gt=0, le=1)
 
 
 class Perceptual(Strict):
@@ -228,23 +231,29 @@ class OSDStage:
         if step.index < self.config.losses.adversarial_start:
             discriminator = None
         restored = generator(step.batch["lq"], *self._known(step))
-        terms = self._compared(restored.image, step.batch["hq"])
+        some = Restored(*(part[: self._judged(step)] for part in restored))
+        terms = self._compared(some.image, step.batch["hq"][: len(some.image)])
+        terms["mse"] = F.mse_loss(restored.image, step.batch["hq"])
         if discriminator:
             with frozen(discriminator.module) as judge:
-                logits = judge(*self._diffused(step, restored.latent), restored.prompt.detach())
+                logits = judge(*self._diffused(step, some.latent), some.prompt.detach())
             terms["adversarial"] = adversarial.generator_loss(logits, self.config.adversarial.loss)
         generator.backward(sum(getattr(self.config.losses, name) * loss for name, loss in terms.items()))
         generator.step()
         metrics = self._named(terms)
-        return metrics | self._judge(step, discriminator, restored) if discriminator else metrics
+        return metrics | self._judge(step, discriminator, some) if discriminator else metrics
 
-    def _judge(self, step: Step, discriminator: Any, restored: Any) -> Metrics:
+    def _judged(self, step: Step) -> int:
+        """How many of a micro-batch's pictures, which are in random order, the other networks see: the first ones."""
+        return max(1, round(self.config.losses.share * len(step.batch["hq"])))
+
+    def _judge(self, step: Step, discriminator: Any, restored: Restored) -> Metrics:
         """The discriminator's step (eq. 16), real and fake latents in one pass."""
-        z = step.batch.get("hq_latent")
+        z, count = step.batch.get("hq_latent"), len(restored.latent)
         if z is None:
             with torch.no_grad():
-                z = self.generator.encode(step.batch["hq"])
-        seen = (self._diffused(step, latent) for latent in (z, restored.latent.detach()))
+                z = self.generator.encode(step.batch["hq"][:count])
+        seen = (self._diffused(step, latent) for latent in (z[:count], restored.latent.detach()))
         both, t = (torch.cat(parts) for parts in zip(*seen, strict=True))
         real, fake = discriminator(both, t, restored.prompt.detach().repeat(2, 1, 1)).chunk(2)
         loss = adversarial.discriminator_loss(real, fake, self.config.adversarial.loss)

@@ -134,10 +134,24 @@ def test_the_discriminator_begins_when_it_is_told(parts):
     assert seen == [(False, False, True), (False, False, True), (True, True, False)]
 
 
+def test_other_losses_may_look_at_a_share_of_the_pictures(parts):
+    stage, seen = OSDStage(config(parts, losses={"share": 0.1}), CPU, {}), []
+    stage.discriminator.register_forward_hook(lambda module, inputs, out: seen.append(len(inputs[0])))
+    stage.perceptual.register_forward_hook(lambda module, inputs, out: seen.append(len(inputs[0])))
+    batch = pictures()
+    with torch.no_grad():
+        mse = F.mse_loss(stage.generator(batch["lq"]).image, batch["hq"])
+    (metrics,) = trained(OSDStage(config(parts, losses={"share": 0.1}, latent="mode"), CPU, {}), batch=batch)
+    assert metrics["mse"] == pytest.approx(float(mse), rel=1e-4)
+    trained(stage, batch=batch)
+    assert seen == [1, 1, 2]  # perceptual, adversarial, and the discriminator's real and fake ones
+
+
 def test_options_change_what_is_trained(parts):
     plain = trained(OSDStage(config(parts), CPU, {}), 2)[-1]
     for changes in (
         {"adversarial": {"loss": "hinge"}},
+        {"losses": {"share": 0.5}},
         {"adversarial": {"pooling": "global"}},
         {"adversarial": {"context": "none"}},
         {"adversarial": {"timesteps": [0, 20]}},
