@@ -31,7 +31,7 @@ from pipelines.pairs.reading import PairDataset
 from pipelines.report import sheet_of_tensors
 from pipelines.tracking import git_revision
 from pipelines.train_vre import load_vre
-from pipelines.training import Duration, Metrics, Optimizer, Phase, Progress, Step, TrainConfig, frozen
+from pipelines.training import Duration, LoRAOptimizer, Metrics, Optimizer, Phase, Progress, Step, TrainConfig, frozen
 
 
 class OSDLosses(Strict):
@@ -80,8 +80,8 @@ class OSDConfig(TrainConfig):
     init: Path | None = None
     prompt: PromptChoice = PromptChoice()
     duration: Duration
-    generator: Optimizer
-    discriminator: Optimizer
+    generator: LoRAOptimizer
+    discriminator: LoRAOptimizer
     losses: OSDLosses = OSDLosses()
     perceptual: Perceptual = Perceptual()
     identity_network: str = "auto"

@@ -29,10 +29,12 @@ CPU = torch.device("cpu")
 BATCH = 4  # pictures of an optimisation step
 STEPS = 3
 SGD = {"name": "sgd", "lr": 0.1}
+ADAM = {"name": "adam", "lr": 1e-3, "eps": 1e-3}  # a large epsilon: Adam divides by gradients near nothing
 OPTIMIZERS = {
     "sgd": SGD,
     "clipped": SGD | {"clip": 0.05},
-    "adam": {"name": "adam", "lr": 1e-3, "eps": 1e-3},  # a large epsilon: Adam divides by gradients near nothing
+    "adam": ADAM,
+    "lora+": ADAM | {"lora_ratio": 4},  # of generator and discriminator alone
 }
 PHASES = {"hq": 0, "lq": 1, "association": 2, "osd": 0}
 
@@ -56,7 +58,7 @@ class Plain:
     def __init__(self, module, how, config, *_):
         self.module, self.how, self.accumulation, self.seen = module, how, config.accumulation, 0
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = how.build(self.parameters)
+        self.optimizer = how.build(module)
 
     def __call__(self, *inputs):
         return self.module(*inputs)
@@ -207,7 +209,7 @@ def inputs(folder: Path) -> Path:
 def matrix() -> list[Cell]:
     """Every cell of the table."""
     whole = [Cell(phase, zero, n) for phase in PHASES for zero in range(4) for n in (1, 2)]
-    others = [Cell("osd", zero, 2, how) for how in ("adam", "clipped") for zero in range(4)]
+    others = [Cell("osd", zero, 2, how) for how in ("adam", "lora+", "clipped") for zero in range(4)]
     return whole + others
 
 

@@ -19,7 +19,7 @@ class Plain:
 
     def __init__(self, module, how):
         self.module, self.parameters = module, [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = how.build(self.parameters)
+        self.optimizer = how.build(module)
 
     def __call__(self, *inputs):
         return self.module(*inputs)

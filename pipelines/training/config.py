@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -54,16 +54,43 @@ class Optimizer(Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0)
 
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Of the module's trainable parameters."""
+        kind, options = self._kind()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return kind(trained, lr=self.lr, weight_decay=self.weight_decay, **options)
+
+    def _kind(self) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
         if self.name == "sgd":
-            return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.SGD, {}
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        return kind, {"betas": self.betas, "eps": self.eps}
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rate is multiplied by at a step of a phase of `steps`."""
         rise = min(1.0, (step + 1) / max(self.warmup, 1))
         return rise * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else rise
+
+
+class LoRAOptimizer(Optimizer):
+    """An optimizer of a network with LoRA adapters.
+
+    lora_ratio: how many times `lr` the matrices B (and biases) learn at: LoRA+ (Hayou et al. 2024), by peft. B begins
+    at zero and A does not: at one rate for both, what is fast enough for B destroys A. Not in the paper.
+    """
+
+    lora_ratio: float = Field(default=1.0, gt=0)
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        if self.lora_ratio == 1:
+            return super().build(module)
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, options = self._kind()
+        rates = {"lr": self.lr, "loraplus_lr_ratio": self.lora_ratio, "loraplus_weight_decay": self.weight_decay}
+        made = create_loraplus_optimizer(module, kind, **rates, **options)
+        made.param_groups = [group for group in made.param_groups if group["params"]]
+        return made
 
 
 class Validation(Strict):

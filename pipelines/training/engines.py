@@ -55,7 +55,7 @@ class Engine:
         self.engine = deepspeed.initialize(
             model=walked,
             model_parameters=self.parameters,
-            optimizer=optimizer.build(self.parameters),
+            optimizer=optimizer.build(module),
             lr_scheduler=lambda built: LambdaLR(built, lambda step: optimizer.factor(done + step, steps)),
             config=settings(config, optimizer, sum(p.numel() for p in self.parameters)),
         )[0]
@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step; with LoRA+ that of A."""
         return self.base.param_groups[0]["lr"]
 
     def position(self) -> Position:

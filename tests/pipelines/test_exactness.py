@@ -17,7 +17,7 @@ def assert_exact(found: dict[Cell, float]) -> None:
 
 def test_two_processes_equal_plain_pytorch(folder):
     """The short form: what is hardest, partitioned gradients and parameters over ranks and micro-batches."""
-    assert_exact(exactness.differences(2, folder, [Cell("osd", 3, 2), Cell("association", 2, 2)]))
+    assert_exact(exactness.differences(2, folder, [Cell("osd", 3, 2, "lora+"), Cell("association", 2, 2)]))
 
 
 @pytest.mark.full

@@ -51,7 +51,7 @@ print(peak_memory(cpu) - before)
 class Plain:
     def __init__(self, module, how):
         self.module = module
-        self.optimizer = how.build([p for p in module.parameters() if p.requires_grad])
+        self.optimizer = how.build(module)
 
     def __call__(self, *inputs):
         return self.module(*inputs)

@@ -50,7 +50,7 @@ class Plain:
 
     def __init__(self, module: nn.Module, how):
         self.module = module
-        self.optimizer = how.build([p for p in module.parameters() if p.requires_grad])
+        self.optimizer = how.build(module)
 
     def __call__(self, *inputs, **named):
         return self.module(*inputs, **named)
@@ -61,6 +61,17 @@ class Plain:
 
     def step(self):
         self.optimizer.step()
+
+
+def test_lora_plus_gives_b_and_biases_a_rate_of_their_own(parts):
+    made = OSDStage(config(parts, generator={"name": "adamw", "lr": 1e-3, "lora_ratio": 16}), CPU, {})
+    optimizer = made.config.generator.build(made.generator)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: p for name, p in made.generator.named_parameters() if p.requires_grad}
+    assert rates.keys() == {id(p) for p in named.values()}
+    fast = {name for name, p in named.items() if rates[id(p)] == pytest.approx(16e-3)}
+    assert fast == {name for name in named if "lora_B" in name or name.endswith("bias")}
+    assert {rates[id(named[name])] for name in named.keys() - fast} == {1e-3}
 
 
 def pictures(seed: int = 0) -> dict:

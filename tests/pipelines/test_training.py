@@ -57,7 +57,8 @@ def vre_config(data: Path, out: Path, **changes) -> VREConfig:
 def osd_config(stage1: tuple[Path, Path], data: Path, out: Path = Path("out"), **changes) -> OSDConfig:
     settings = {
         "preset": "tiny", "data": data, "out": out, "base": stage1[0], "vre": stage1[1], "batch_size": 4, "workers": 1,
-        "duration": {"steps": 3}, "generator": ADAM, "discriminator": ADAM, "losses": OSD_LOSSES, "log_every": 1,
+        "duration": {"steps": 3}, "generator": ADAM | {"lora_ratio": 4}, "discriminator": ADAM,
+        "losses": OSD_LOSSES, "log_every": 1,
     }  # fmt: skip
     return OSDConfig.model_validate(settings | changes)
 
