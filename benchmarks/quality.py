@@ -232,7 +232,7 @@ def report(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     parts = " + ".join(f"{name} {count:,}" for name, count in model["parts"].items())
     rates = "; ".join(
-        f"{one['rate']:g}: {one['val_psnr']:.2f} dB, {one['steps']} steps on {one['device']}"
+        f"{one['rate']:g}: {one['val_psnr']:.2f} dB, {one['steps']} steps in {one['seconds']:.0f} s on {one['device']}"
         for one in result["baselines"]
     )
     photographs, faces = result["photographs"], result["data"]["faces"]
@@ -242,8 +242,7 @@ def report(result: dict[str, Any]) -> str:
             f"{result['date']}; {result['cpu']}; {versions}. Model `{model['digest'][:16]}`, test set "
             f"`{result['data']['test'][:16]}`.",
             f"Parameters at inference: {model['parameters']:,} ({parts}; LoRA merged). The L1 UNet has "
-            f"{chosen['parameters']:,}; it had {chosen['seconds']:.0f} s at each learning rate, and PSNR on the split "
-            f"val chose {chosen['rate']:g} ({rates}).",
+            f"{chosen['parameters']:,}; PSNR on the split val chose its learning rate, {chosen['rate']:g} ({rates}).",
             _same_pairs(model["dataset"], chosen["dataset"]),
             "Mean and 95 % bootstrap interval over pictures; wins: share of pictures on which ours is better, ties "
             "half. Distances of distributions are of whole sets.",
