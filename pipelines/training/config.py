@@ -88,9 +88,7 @@ class LoRAOptimizer(Optimizer):
 
         kind, options = self._kind()
         rates = {"lr": self.lr, "loraplus_lr_ratio": self.lora_ratio, "loraplus_weight_decay": self.weight_decay}
-        made = create_loraplus_optimizer(module, kind, **rates, **options)
-        made.param_groups = [group for group in made.param_groups if group["params"]]
-        return made
+        return create_loraplus_optimizer(module, kind, **rates, **options)
 
 
 class Validation(Strict):
