@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SHIPPED := $${OSDFACE_HOME:-.osdface}/shipped
 # Not in the lock: torch, whose build, and the CUDA packages that it pins itself, depend on the machine; and bitsandbytes,
 # which pyiqa wants for a language model that nothing here uses, and every process would spend 2 s on importing.
 TORCH := torch==2.14.1 torchvision==0.29.1
@@ -60,7 +61,7 @@ bench: install  ## The benchmarks, to benchmarks/results: three quarters of an h
 
 quality: install  ## The bundle that ships from scratch, and its comparison with an L1 UNet: hours
 	$(BIN)/osdface run jobs/configs/shipped/weights.yaml
-	$(BIN)/python -m benchmarks.quality --model .osdface/shipped/model --data .osdface/shipped/pairs --test .osdface/shipped/held_out
+	$(BIN)/python -m benchmarks.quality --model $(SHIPPED)/model --data $(SHIPPED)/pairs --test $(SHIPPED)/held_out --work $(SHIPPED)/quality
 
 docs: install  ## The documentation as a site, to build/site; a broken link fails it
 	$(BIN)/mkdocs build --quiet

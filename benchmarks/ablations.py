@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import judging, quality, record
+from benchmarks import judging, prompts, quality, record
 from benchmarks.judging import Judge, Measured
 from osdface.errors import UserError
 from osdface.files import write_json
@@ -164,39 +164,25 @@ def measure(run: Run, judge: Judge, lq: np.ndarray, options: argparse.Namespace)
 
     restorer = Restorer.load(options.work / run.name, options.device)
     print(run.name, flush=True)
-    return judge(quality.restore(restorer, lq)), prompts(restorer, judge, lq)
+    return judge(quality.restore(restorer, lq)), prompted(restorer, judge, lq)
 
 
-def prompts(restorer: Any, judge: Judge, lq: np.ndarray) -> dict[str, float]:
+def prompted(restorer: Any, judge: Judge, lq: np.ndarray) -> dict[str, float]:
     """Whether the prompt matters: codes in use over all pictures, and PSNR in dB that another picture's prompt costs.
 
     Empty for prompts that do not look at the picture.
     """
-    import torch
-
-    from benchmarks.baseline import BATCH, psnrs
     from osdface.presets import VISUAL_PROMPTS
-    from pipelines.report import to_uint8
 
     generator = restorer.generator
     if generator.embedder.kind not in VISUAL_PROMPTS:
         return {}
-    images = torch.from_numpy(lq).permute(0, 3, 1, 2).float().to(next(generator.parameters()).device) / 127.5 - 1
-    batches = images.split(BATCH)
-
-    def restored(codes: torch.Tensor) -> np.ndarray:
-        pairs = zip(batches, codes.split(BATCH), strict=True)
-        return np.concatenate([to_uint8(generator(batch, codes=own).image) for batch, own in pairs])
-
-    with torch.inference_mode():
-        codes = torch.cat([generator.codes(batch) for batch in batches])
-        right, wrong = (psnrs(restored(given), judge.references) for given in (codes, codes.roll(1, 0)))
-    items = codes.flatten(0, 1).unique(dim=0)
-    used = int(items.any(1).sum())  # what fills a short prompt is zero
+    images = prompts.tensor(lq).to(next(generator.parameters()).device)
+    items = prompts.codes_of(generator, images).flatten(0, 1).unique(dim=0)
     return {
-        "codes": used,
+        "codes": int(items.any(1).sum()),  # what fills a short prompt is zero
         "dictionary": restorer.config.architecture().vre.codes,
-        "cost": float((right - wrong).mean()),
+        "cost": prompts.costs(generator, images, judge.references)["another picture's"],
     }
 
 

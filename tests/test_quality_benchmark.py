@@ -1,4 +1,4 @@
-"""The quality benchmark judges as promised, against a fair baseline; the ablations go on where they were stopped."""
+"""The quality benchmark judges as promised, against a fair baseline; ablations go on where they were stopped."""
 
 import argparse
 import itertools
@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import ablations, baseline, judging, quality
+from benchmarks import ablations, baseline, judging, prompts, quality
 from benchmarks.judging import Judge, Measured
 from jobs import configs
 from osdface.config import load, resolved
@@ -289,3 +290,33 @@ def test_draws_take_pictures_and_seeds_alike_in_all_rows(noisy):
         assert low < value < high
         single, other = (one.values[name].mean() for one in (near, far)) if name in near.values else (None, None)
         assert single is None or value == pytest.approx((single + other) / 2)
+
+
+def test_a_wrong_prompt_costs_what_the_generator_takes_from_it(noisy, bundle_folder):
+    from osdface.restorer import Restorer
+
+    generator, images = Restorer.load(bundle_folder).generator, prompts.tensor(noisy.lq)
+    costs = prompts.costs(generator, images, noisy.lq)
+    assert set(costs) == {"another picture's", "the mean of all", "zeros"}
+    assert costs["zeros"] != 0
+    shares = prompts.shares(generator, images)
+    assert all(0 < own < adds for adds, own in shares.values())
+    for weights in generator.adapter.parameters():  # prompts of zeros for every picture
+        weights.data.zero_()
+    assert set(prompts.costs(generator, images, noisy.lq).values()) == {0}
+    assert {own for _, own in prompts.shares(generator, images).values()} == {0}
+
+
+def test_a_linear_map_takes_away_what_depends_on_the_features_alone():
+    draw = torch.Generator().manual_seed(0)
+    features, noise = torch.rand(600, 5, generator=draw), torch.randn(600, 8, generator=draw)
+    told = features @ torch.randn(5, 8, generator=draw) + 3
+    cut = lambda known: prompts.removed(features[:500], known[:500], features[500:], known[500:])  # noqa: E731
+    assert cut(told) > 0.99
+    assert abs(cut(noise)) < 0.05
+
+
+def test_a_picture_has_the_items_in_its_prompt_and_what_fills_it_is_none():
+    items = torch.eye(4)
+    codes = torch.stack([items[[2, 0, 1]], torch.stack([items[3], items[3], torch.zeros(4)])])
+    assert prompts.sets(codes, items).tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
