@@ -88,6 +88,9 @@ def test_a_stopped_chain_ends_what_it_began(sent, tmp_path, mlflow_home):
 
 def test_the_shipped_demo_is_a_sound_chain():
     chain = load(Chain, configs.FOLDER / "tiny" / "demo.yaml")
+    first = chain.steps[0]
+    assert [line.split()[0] for line in first.run] == ["faces", "restore"]
+    assert "--model tiny" in first.run[1]  # a picture by the bundle that ships, before anything is trained
     words = [line.split()[:2] for step in chain.steps for line in (*step.run, *step.after)]
     for expected in ("faces make", "data synth", "data verify", "data preview", "train base", "train vre", "train osd",
                      "models register", "models promote", "serve up", "serve down"):  # fmt: skip
