@@ -182,7 +182,7 @@ def prompted(restorer: Any, judge: Judge, lq: np.ndarray) -> dict[str, float]:
     return {
         "codes": int(items.any(1).sum()),  # what fills a short prompt is zero
         "dictionary": restorer.config.architecture().vre.codes,
-        "cost": prompts.costs(generator, images, judge.references)["another picture's"],
+        "cost": prompts.costs(generator, images, judge.references, [prompts.OTHER])[prompts.OTHER],
     }
 
 

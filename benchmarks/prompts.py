@@ -9,6 +9,7 @@ map from the set of a picture's codes could take away, also with the codes of th
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ from benchmarks import baseline, quality, record
 from benchmarks.baseline import BATCH, psnrs
 from osdface.errors import UserError
 from osdface.generator import OneStepGenerator
+from pipelines.pairs.reading import as_tensor
 from pipelines.report import to_uint8
 
 SHOWN = 64  # pictures whose hidden states are looked at
 RIDGE = (1.0, 10.0, 100.0, 1e3, 1e4)
 FITTED = 5 / 6  # of the pictures to learn from; the others choose the ridge
+OTHER = "another picture's"
+WRONG = {
+    OTHER: lambda right: right.roll(1, 0),
+    "the mean of all": lambda right: right.mean(0, keepdim=True).expand_as(right),
+    "zeros": torch.zeros_like,
+}
 
 
 def tensor(pictures: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack([as_tensor(picture) for picture in pictures])
 
 
 @torch.inference_mode()
@@ -39,8 +47,10 @@ def codes_of(generator: OneStepGenerator, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def costs(generator: OneStepGenerator, images: Tensor, references: np.ndarray) -> dict[str, float]:
-    """PSNR in dB that a wrong prompt costs, mean over pictures: another picture's, the mean of all, zeros."""
+def costs(
+    generator: OneStepGenerator, images: Tensor, references: np.ndarray, wrong: Sequence[str] = tuple(WRONG)
+) -> dict[str, float]:
+    """PSNR in dB that wrong prompts cost, mean over pictures, by their names in WRONG."""
     latents = torch.cat([generator.encode(batch) for batch in images.split(BATCH)])
     right = torch.cat([generator.prompt(codes) for codes in codes_of(generator, images).split(BATCH)])
 
@@ -49,13 +59,8 @@ def costs(generator: OneStepGenerator, images: Tensor, references: np.ndarray) -
         made = (generator.decode(generator.denoise(z, prompt)) for z, prompt in pairs)
         return psnrs(np.concatenate([to_uint8(picture) for picture in made]), references)
 
-    wrong = {
-        "another picture's": right.roll(1, 0),
-        "the mean of all": right.mean(0, keepdim=True).expand_as(right),
-        "zeros": torch.zeros_like(right),
-    }
     own = restored(right)
-    return {name: float((own - restored(prompts)).mean()) for name, prompts in wrong.items()}
+    return {name: float((own - restored(WRONG[name](right))).mean()) for name in wrong}
 
 
 @torch.inference_mode()
